@@ -1,0 +1,248 @@
+"""What a branch can do with the residual stream: attend, feed forward, or choose among experts. As data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import SerializeAsAny as _AsAny
+from pydantic.functional_validators import BeforeValidator
+
+from anyformer.errors import SpecError
+from anyformer.spec.base import Part
+from anyformer.spec.positions import AttentionPosition
+
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh"]
+
+
+class Norm(Part):
+    """Layer normalisation (Ba et al. 2016), or its root-mean-square form (Zhang & Sennrich 2019).
+
+    `unit_offset`: the stored weight is w in (1 + w), as Gemma has it. `bias` and `unit_offset` belong to one kind each.
+    """
+
+    kind: Literal["layer", "rms"]
+    eps: PositiveFloat = 1e-5
+    weight: bool = True
+    bias: bool = False
+    unit_offset: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> Norm:
+        if self.kind == "rms" and self.bias:
+            raise ValueError("an rms norm has no bias; use kind 'layer' or bias false")
+        if self.unit_offset and not self.weight:
+            raise ValueError("unit_offset needs a weight to offset")
+        if self.bias and not self.weight:
+            raise ValueError("a norm with a bias has a weight too")
+        return self
+
+
+class Mixer(Part):
+    """Base of all mixers. A family with a mixer of its own subclasses this in its file and calls `register_mixer`."""
+
+    kind: str
+    #: What the branch is called in parameter names and traces.
+    role: ClassVar[str]
+
+    @property
+    def name(self) -> str:
+        """What the branch is called in parameter names and traces."""
+        return self.role
+
+    def module(self) -> Any:
+        """The class of the `nn.Module` that runs this mixer, built as `Class(spec, dim)`.
+
+        The parts of the house are found by `kind`; only a mixer from a family's own file overrides this (and imports
+        torch inside, so that reading a spec never waits for it).
+        """
+        raise SpecError(f"the mixer kind '{self.kind}' has no module; override Mixer.module in the file that defines it")
+
+    def parameters(self, dim: int) -> dict[str, int]:
+        """Numbers by name of parameter tensor, for a residual stream `dim` wide. Mixers of a family override it."""
+        raise NotImplementedError
+
+
+class Attention(Mixer):
+    """Scaled dot-product attention (Vaswani et al. 2017, eq. 1) in every form in use.
+
+    - `heads` query heads share `kv_heads` key/value heads: equal numbers are multi-head attention, 1 is multi-query
+      (Shazeer 2019), between is grouped-query (Ainslie et al. 2023). Each head is `head_dim` wide.
+    - `source`: keys and values come from the stream itself (`self`) or from the encoder (`cross`).
+    - `visibility`: a query sees keys at or before it (`causal`), all (`full`), or all of its document's prefix and
+      causally beyond (`prefix`).
+    - `window`: (left, right), in keys, *the query's own position included* on either side; None leaves a side open.
+    - `position`: rotary, ALiBi, a relative-bucket table of this layer's own, or nothing.
+    - `bias` is that of query, key and value, `output_bias` that of the output projection.
+    - `query_key_norm` normalises queries and keys before they meet, over each head's channels or, with
+      `query_key_norm_over="width"`, over all heads' channels at once.
+    - `soft_cap` c turns scores s into c·tanh(s/c) (Gemma 2). `scale` multiplies scores (None: 1/√head_dim).
+    - `sinks`: a learned logit per head that takes part in the softmax and has no value (gpt-oss).
+    """
+
+    kind: Literal["attention"] = "attention"
+    heads: PositiveInt
+    kv_heads: PositiveInt
+    head_dim: PositiveInt
+    source: Literal["self", "cross"] = "self"
+    visibility: Literal["causal", "full", "prefix"]
+    window: tuple[PositiveInt | None, PositiveInt | None] | None = None
+    position: AttentionPosition | None = None
+    bias: bool = False
+    output_bias: bool = False
+    query_key_norm: Norm | None = None
+    query_key_norm_over: Literal["head", "width"] = "head"
+    soft_cap: PositiveFloat | None = None
+    scale: PositiveFloat | None = None
+    sinks: bool = False
+    dropout: Probability = 0.0
+
+    role: ClassVar[str] = "attention"
+
+    @property
+    def name(self) -> str:
+        return "cross_attention" if self.source == "cross" else "attention"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Attention:
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"kv_heads={self.kv_heads} does not divide heads={self.heads}; every key/value head must serve the same "
+                f"number of query heads"
+            )
+        if self.position is not None and self.position.kind == "rotary":
+            turned = self.position.dim or self.head_dim
+            if turned % 2 or turned > self.head_dim:
+                raise ValueError(
+                    f"rotary positions turn {turned} of head_dim={self.head_dim} channels; it must be an even number of "
+                    f"at most head_dim"
+                )
+        if self.source == "cross" and (self.position is not None or self.window is not None):
+            raise ValueError("cross-attention has neither positions nor a window")
+        if self.source == "cross" and self.visibility != "full":
+            raise ValueError("cross-attention sees all of its source; use visibility 'full'")
+        return self
+
+    def parameters(self, dim: int) -> dict[str, int]:
+        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        count = {"query": dim * query, "key": dim * key, "value": dim * key, "output": query * dim}
+        if self.bias:
+            count["bias"] = query + 2 * key
+        if self.output_bias:
+            count["output_bias"] = dim
+        if self.query_key_norm is not None:
+            widths = (query, key) if self.query_key_norm_over == "width" else (self.head_dim, self.head_dim)
+            count["query_key_norm"] = sum(norm_parameters(self.query_key_norm, width) for width in widths)
+        if self.sinks:
+            count["sinks"] = self.heads
+        if self.position is not None and self.position.kind == "relative_buckets":
+            count["relative"] = self.position.buckets * self.heads
+        return count
+
+
+class FeedForward(Mixer):
+    """Two matrices with an activation between (Vaswani et al. 2017, eq. 2), or the gated form of three
+    (Shazeer 2020): down(activation(gate(x)) · up(x)). `hidden` is F, the width between."""
+
+    kind: Literal["feed_forward"] = "feed_forward"
+    hidden: PositiveInt
+    activation: Activation = "gelu"
+    gated: bool = False
+    bias: bool = False
+    dropout: Probability = 0.0
+
+    role: ClassVar[str] = "feed_forward"
+
+    def parameters(self, dim: int) -> dict[str, int]:
+        count = {"up": dim * self.hidden, "down": self.hidden * dim}
+        if self.gated:
+            count["gate"] = dim * self.hidden
+        if self.bias:
+            count["bias"] = self.hidden * (2 if self.gated else 1) + dim
+        return count
+
+
+class MixtureOfExperts(Mixer):
+    """A router sends each token to `top_k` of `experts` feed-forwards and sums them by weight (Shazeer et al. 2017,
+    eq. 2; Mixtral, Jiang et al. 2024).
+
+    - `normalize`: the chosen weights are made to sum to one.
+    - `shared_hidden`: the width of an expert that every token passes through besides (DeepSeekMoE); with `shared_gate`
+      it is weighted by a sigmoid of its own (Qwen2-MoE).
+    - `balance`: coefficient of the load-balancing loss (Switch Transformer, eq. 4 to 6), padding left out.
+    """
+
+    kind: Literal["mixture_of_experts"] = "mixture_of_experts"
+    experts: PositiveInt
+    top_k: PositiveInt
+    hidden: PositiveInt
+    activation: Activation = "silu"
+    gated: bool = True
+    normalize: bool = True
+    shared_hidden: PositiveInt | None = None
+    shared_gate: bool = False
+    balance: NonNegativeFloat = 0.0
+
+    role: ClassVar[str] = "experts"
+
+    @model_validator(mode="after")
+    def _fits(self) -> MixtureOfExperts:
+        if self.top_k > self.experts:
+            raise ValueError(f"top_k={self.top_k} is more than experts={self.experts}")
+        if self.shared_gate and self.shared_hidden is None:
+            raise ValueError("shared_gate needs a shared expert; set shared_hidden")
+        return self
+
+    def parameters(self, dim: int) -> dict[str, int]:
+        matrices = 3 if self.gated else 2
+        count = {"router": dim * self.experts, "experts": self.experts * matrices * dim * self.hidden}
+        if self.shared_hidden is not None:
+            count["shared"] = matrices * dim * self.shared_hidden
+        if self.shared_gate:
+            count["shared_gate"] = dim
+        return count
+
+
+def norm_parameters(norm: Norm | None, dim: int) -> int:
+    """How many parameters a norm over `dim` channels has."""
+    return 0 if norm is None else dim * (norm.weight + norm.bias)
+
+
+_MIXERS: dict[str, type[Mixer]] = {
+    "attention": Attention,
+    "feed_forward": FeedForward,
+    "mixture_of_experts": MixtureOfExperts,
+}
+
+
+def register_mixer(mixer: type[Mixer]) -> type[Mixer]:
+    """Make a family's own mixer readable from specs by its `kind`. Usable as a decorator."""
+    _MIXERS[mixer.model_fields["kind"].default] = mixer
+    return mixer
+
+
+def _by_kind(data: Any) -> Any:
+    if not isinstance(data, dict):
+        return data
+    kind = data.get("kind")
+    if kind not in _MIXERS:
+        raise ValueError(f"no mixer is of kind {kind!r}; known kinds: {', '.join(sorted(_MIXERS))}")
+    return _MIXERS[kind].model_validate(data)
+
+
+#: Any mixer, told apart by its `kind`; open to those that families register.
+AnyMixer = Annotated[_AsAny[Mixer], BeforeValidator(_by_kind)]
+
+__all__ = [
+    "Activation",
+    "AnyMixer",
+    "Attention",
+    "FeedForward",
+    "Mixer",
+    "MixtureOfExperts",
+    "Norm",
+    "Probability",
+    "norm_parameters",
+    "register_mixer",
+]
