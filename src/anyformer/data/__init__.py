@@ -1,0 +1,24 @@
+"""From people's files to rows of token ids: sources, tokenised corpora, packing, and the order of batches."""
+
+from anyformer.data.loader import Loader, spread
+from anyformer.data.packing import NO_TARGET, Window, Windows
+from anyformer.data.sources import Document, find_files, hold_out, read_documents, read_text
+from anyformer.data.tokens import Corpus, encode_documents, open_corpus, read_manifest, write_corpus
+
+__all__ = [
+    "NO_TARGET",
+    "Corpus",
+    "Document",
+    "Loader",
+    "Window",
+    "Windows",
+    "encode_documents",
+    "find_files",
+    "hold_out",
+    "open_corpus",
+    "read_documents",
+    "read_manifest",
+    "read_text",
+    "spread",
+    "write_corpus",
+]

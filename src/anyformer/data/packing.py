@@ -1,0 +1,62 @@
+"""A corpus cut into windows, with nothing wasted and no document leaking into another.
+
+    stream     a a a a . b b . c c c c c c . d d d     (. is the end of text; each letter a document)
+    windows   [a a a a . b b .][c c c c c c . d][d d - ...
+    documents  (5, 3)           (7, 1)           what may see each other, as host integers
+    targets    a a a . × b . ×  c c c c c . × d        what follows in the same document; × is none
+
+A document that a window cuts goes on in the next one, positions counted afresh; the token behind the cut is still a
+target. So every token but the first of each document is a target exactly once, and only the last window of a corpus
+has padding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from anyformer.data.tokens import Corpus
+
+#: In place of a target where there is none, as `F.cross_entropy` has it.
+NO_TARGET = -100
+
+
+@dataclass(frozen=True)
+class Window:
+    """One row of a batch: `tokens` [T] int64; `targets` [T] int64, the id that follows or `NO_TARGET`; the lengths of
+    the documents side by side in it, which sum to T. Padding is a document without targets."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    documents: tuple[int, ...]
+
+
+class Windows:
+    """A corpus as a sequence of windows, each `length` tokens long, cut when asked for."""
+
+    def __init__(self, corpus: Corpus, length: int) -> None:
+        self.corpus = corpus
+        self.length = length
+
+    def __len__(self) -> int:
+        return -(-len(self.corpus.tokens) // self.length)
+
+    def __getitem__(self, index: int) -> Window:
+        """Window `index`. Raises `IndexError` beyond the last."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"there are {len(self)} windows, so none of index {index}")
+        begin = index * self.length
+        end = min(begin + self.length, len(self.corpus.tokens))
+        # Starts after `begin` end a document inside this window; one at `end` cuts off the last target.
+        low, high = np.searchsorted(self.corpus.starts, (begin, end), side="right")
+        ends = self.corpus.starts[low:high] - begin
+        stream = self.corpus.tokens[begin : end + 1].astype(np.int64)
+
+        tokens = np.zeros(self.length, np.int64)
+        tokens[: end - begin] = stream[: end - begin]
+        targets = np.full(self.length, NO_TARGET, np.int64)
+        targets[: len(stream) - 1] = stream[1:]
+        targets[ends - 1] = NO_TARGET
+        borders = sorted({0, *ends.tolist(), end - begin, self.length})
+        return Window(tokens, targets, tuple(np.diff(borders).tolist()))
