@@ -1,6 +1,6 @@
 """What a Transformer *is*, as plain data: frozen, strict, exact through JSON. Imports no torch."""
 
-from anyformer.spec.mixers import Attention, FeedForward, Mixer, MixtureOfExperts, Norm, norm_parameters, register_mixer
+from anyformer.spec.mixers import Attention, FeedForward, Mixer, MixtureOfExperts, Norm, register_mixer
 from anyformer.spec.positions import Alibi, Learned, Llama3Scaling, RelativeBuckets, Rotary, Sinusoidal
 from anyformer.spec.transformer import (
     Block,
@@ -41,6 +41,5 @@ __all__ = [
     "Stack",
     "TokenClassificationHead",
     "Transformer",
-    "norm_parameters",
     "register_mixer",
 ]

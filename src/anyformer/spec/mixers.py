@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -57,11 +58,20 @@ class Mixer(Part):
         The parts of the house are found by `kind`; only a mixer from a family's own file overrides this (and imports
         torch inside, so that reading a spec never waits for it).
         """
-        raise SpecError(f"the mixer kind '{self.kind}' has no module; override Mixer.module in the file that defines it")
+        raise SpecError(
+            f"the mixer kind '{self.kind}' has no module; override Mixer.module in the file that defines it"
+        )
+
+    def shapes(self, dim: int, source_dim: int | None = None) -> dict[str, tuple[int, ...]]:
+        """The shape of each parameter by its name in the module, for a residual stream `dim` wide.
+
+        `source_dim` is the width of what cross-attention reads, where that differs. Mixers of a family override this.
+        """
+        raise NotImplementedError
 
     def parameters(self, dim: int) -> dict[str, int]:
-        """Numbers by name of parameter tensor, for a residual stream `dim` wide. Mixers of a family override it."""
-        raise NotImplementedError
+        """How many numbers each parameter holds, by its name in the module."""
+        return {name: prod(shape) for name, shape in self.shapes(dim).items()}
 
 
 class Attention(Mixer):
@@ -108,15 +118,15 @@ class Attention(Mixer):
     def _fits(self) -> Attention:
         if self.heads % self.kv_heads:
             raise ValueError(
-                f"kv_heads={self.kv_heads} does not divide heads={self.heads}; every key/value head must serve the same "
-                f"number of query heads"
+                f"kv_heads={self.kv_heads} does not divide heads={self.heads}; every key/value head must serve "
+                f"the same number of query heads"
             )
         if self.position is not None and self.position.kind == "rotary":
             turned = self.position.dim or self.head_dim
             if turned % 2 or turned > self.head_dim:
                 raise ValueError(
-                    f"rotary positions turn {turned} of head_dim={self.head_dim} channels; it must be an even number of "
-                    f"at most head_dim"
+                    f"rotary positions turn {turned} of head_dim={self.head_dim} channels; it must be an even number "
+                    f"of at most head_dim"
                 )
         if self.source == "cross" and (self.position is not None or self.window is not None):
             raise ValueError("cross-attention has neither positions nor a window")
@@ -124,21 +134,20 @@ class Attention(Mixer):
             raise ValueError("cross-attention sees all of its source; use visibility 'full'")
         return self
 
-    def parameters(self, dim: int) -> dict[str, int]:
+    def shapes(self, dim: int, source_dim: int | None = None) -> dict[str, tuple[int, ...]]:
+        source_dim = dim if source_dim is None or self.source == "self" else source_dim
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        count = {"query": dim * query, "key": dim * key, "value": dim * key, "output": query * dim}
-        if self.bias:
-            count["bias"] = query + 2 * key
-        if self.output_bias:
-            count["output_bias"] = dim
-        if self.query_key_norm is not None:
-            widths = (query, key) if self.query_key_norm_over == "width" else (self.head_dim, self.head_dim)
-            count["query_key_norm"] = sum(norm_parameters(self.query_key_norm, width) for width in widths)
+        shapes = linear_shapes("query", query, dim, self.bias)
+        shapes |= linear_shapes("key", key, source_dim, self.bias) | linear_shapes("value", key, source_dim, self.bias)
+        shapes |= linear_shapes("output", dim, query, self.output_bias)
+        widths = (query, key) if self.query_key_norm_over == "width" else (self.head_dim, self.head_dim)
+        shapes |= norm_shapes("query_norm", self.query_key_norm, widths[0])
+        shapes |= norm_shapes("key_norm", self.query_key_norm, widths[1])
         if self.sinks:
-            count["sinks"] = self.heads
+            shapes["sinks"] = (self.heads,)
         if self.position is not None and self.position.kind == "relative_buckets":
-            count["relative"] = self.position.buckets * self.heads
-        return count
+            shapes["relative.weight"] = (self.position.buckets, self.heads)
+        return shapes
 
 
 class FeedForward(Mixer):
@@ -154,13 +163,10 @@ class FeedForward(Mixer):
 
     role: ClassVar[str] = "feed_forward"
 
-    def parameters(self, dim: int) -> dict[str, int]:
-        count = {"up": dim * self.hidden, "down": self.hidden * dim}
-        if self.gated:
-            count["gate"] = dim * self.hidden
-        if self.bias:
-            count["bias"] = self.hidden * (2 if self.gated else 1) + dim
-        return count
+    def shapes(self, dim: int, source_dim: int | None = None) -> dict[str, tuple[int, ...]]:
+        shapes = linear_shapes("gate", self.hidden, dim, self.bias) if self.gated else {}
+        shapes |= linear_shapes("up", self.hidden, dim, self.bias)
+        return shapes | linear_shapes("down", dim, self.hidden, self.bias)
 
 
 class MixtureOfExperts(Mixer):
@@ -194,19 +200,29 @@ class MixtureOfExperts(Mixer):
             raise ValueError("shared_gate needs a shared expert; set shared_hidden")
         return self
 
-    def parameters(self, dim: int) -> dict[str, int]:
-        matrices = 3 if self.gated else 2
-        count = {"router": dim * self.experts, "experts": self.experts * matrices * dim * self.hidden}
+    def shapes(self, dim: int, source_dim: int | None = None) -> dict[str, tuple[int, ...]]:
+        shapes: dict[str, tuple[int, ...]] = {"router.weight": (self.experts, dim)}
+        inward = ("gate", "up") if self.gated else ("up",)
+        shapes |= dict.fromkeys(inward, (self.experts, self.hidden, dim))
+        shapes["down"] = (self.experts, dim, self.hidden)
         if self.shared_hidden is not None:
-            count["shared"] = matrices * dim * self.shared_hidden
+            shapes |= {f"shared.{name}.weight": (self.shared_hidden, dim) for name in inward}
+            shapes["shared.down.weight"] = (dim, self.shared_hidden)
         if self.shared_gate:
-            count["shared_gate"] = dim
-        return count
+            shapes["shared_gate.weight"] = (1, dim)
+        return shapes
 
 
-def norm_parameters(norm: Norm | None, dim: int) -> int:
-    """How many parameters a norm over `dim` channels has."""
-    return 0 if norm is None else dim * (norm.weight + norm.bias)
+def linear_shapes(name: str, outputs: int, inputs: int, bias: bool) -> dict[str, tuple[int, ...]]:
+    """The shapes of a linear's parameters, [out, in] as torch keeps them."""
+    weight: dict[str, tuple[int, ...]] = {f"{name}.weight": (outputs, inputs)}
+    return weight | ({f"{name}.bias": (outputs,)} if bias else {})
+
+
+def norm_shapes(name: str, norm: Norm | None, dim: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of the parameters of a norm over `dim` channels; none where there is no norm."""
+    has = {} if norm is None else {"weight": norm.weight, "bias": norm.bias}
+    return {f"{name}.{part}": (dim,) for part, present in has.items() if present}
 
 
 _MIXERS: dict[str, type[Mixer]] = {
@@ -243,6 +259,7 @@ __all__ = [
     "MixtureOfExperts",
     "Norm",
     "Probability",
-    "norm_parameters",
+    "linear_shapes",
+    "norm_shapes",
     "register_mixer",
 ]

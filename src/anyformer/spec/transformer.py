@@ -72,7 +72,7 @@ class Embeddings(Part):
 
 
 class Stack(Part):
-    """Embeddings, `depth` layers and a final norm. Layer i is entry i of `pattern` (repeats spelled out), over and over.
+    """Embeddings, `depth` layers and a final norm. Layer i is entry i of `pattern` (repeats spelled out), cyclically.
 
     `relative` is one bucket table that all self-attention of the stack shares (T5). `dropout` follows the final norm.
     """
@@ -159,11 +159,7 @@ class EmbeddingHead(Part):
 
 
 Head = Annotated[
-    LanguageModelHead
-    | MaskedLanguageModelHead
-    | SequenceClassificationHead
-    | TokenClassificationHead
-    | EmbeddingHead,
+    LanguageModelHead | MaskedLanguageModelHead | SequenceClassificationHead | TokenClassificationHead | EmbeddingHead,
     Field(discriminator="kind"),
 ]
 
