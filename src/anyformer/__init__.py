@@ -1,3 +1,48 @@
-"""anyformer: every Transformer from one set of parts."""
+"""anyformer: every Transformer from one set of parts.
+
+    model = af.load("path-or-file.gguf")          a model, its tokenizer and its generation defaults
+    model = af.build(af.families.llama("135m"))   fresh weights from a family's preset, or from any spec
+    model.generate(["Once upon"])                 texts in, texts out
+    af.train("recipe.toml")                       a run directory, which `load` reads
+
+Names are imported when first used, so that nothing waits for torch that does not need it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "Transformer": "anyformer.model",
+    "build": "anyformer.model",
+    "load": "anyformer.model",
+    "train": "anyformer.training",
+    "verify": "anyformer.inspection",
+}
+_ROOMS = ("spec", "families", "planning", "parts", "model", "checkpoints", "text", "data", "training", "generation")
+
+if TYPE_CHECKING:
+    from anyformer import families as families
+    from anyformer import spec as spec
+    from anyformer.inspection import verify as verify
+    from anyformer.model import Transformer as Transformer
+    from anyformer.model import build as build
+    from anyformer.model import load as load
+    from anyformer.training import train as train
+
+__all__ = ["Transformer", "build", "families", "load", "spec", "train", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"anyformer.{name}")
+    raise AttributeError(f"module 'anyformer' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_ROOMS})

@@ -1,0 +1,105 @@
+"""The decoding loop: prompts in, one token a row and step out, everything on the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from anyformer.errors import InputError
+from anyformer.generation.sampling import next_token
+from anyformer.generation.settings import Settings
+from anyformer.parts.cache import Cache
+
+#: Prompts are read in pieces of this many tokens, so that a prompt's length costs time but no memory beyond the cache.
+PREFILL = 2048
+
+
+class Decoder(Protocol):
+    """What the loop needs of a model."""
+
+    def new_cache(self, batch_size: int, capacity: int | None = None) -> Cache: ...
+
+    def next_logits(
+        self,
+        tokens: Tensor,
+        cache: Cache,
+        *,
+        valid: Tensor | None = None,
+        source: Tensor | None = None,
+        source_valid: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B, V] after the last of the tokens [B, T], which the cache then holds."""
+        ...
+
+    @property
+    def positions(self) -> int | None:
+        """How many positions the decoder has learned; None where any position will do."""
+        ...
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
+    """Ids [B, T] with short rows padded on the left, and which are real (None where all are)."""
+    longest = max(len(row) for row in rows)
+    ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    valid = torch.arange(longest, device=device)[None] >= longest - lengths[:, None]
+    return ids, None if all(len(row) == longest for row in rows) else valid
+
+
+@torch.inference_mode()
+def steps(
+    model: Decoder,
+    prompt: Tensor,
+    settings: Settings,
+    *,
+    valid: Tensor | None = None,
+    source: Tensor | None = None,
+    source_valid: Tensor | None = None,
+    cache: Cache | None = None,
+) -> Iterator[Tensor]:
+    """Yield the next id of each row, [B], until all have ended or `max_new_tokens` are there; `pad` after an end.
+
+    prompt [B, T] is what the decoder has read before (with an encoder: its start token); `valid` says which are not
+    padding. `cache` continues an earlier conversation: the prompt is then only what is new. Raises `InputError` where
+    the prompt alone is longer than the positions that the model has learned.
+    """
+    rows, length = prompt.shape
+    if length == 0:
+        raise InputError("the prompt is empty; give at least one token to continue from")
+    cache = model.new_cache(rows) if cache is None else cache
+    most = settings.max_new_tokens
+    if model.positions is not None:
+        if cache.length + length > model.positions:
+            raise InputError(
+                f"the prompt has {cache.length + length} tokens, but the model has learned {model.positions} positions; "
+                f"shorten it"
+            )
+        most = min(most, model.positions - cache.length - length + 1)
+    generator = None
+    if settings.seed is not None:
+        generator = torch.Generator(prompt.device).manual_seed(settings.seed)
+    eos = torch.tensor(settings.eos, device=prompt.device)
+    pad = settings.pad if settings.pad is not None else (settings.eos[0] if settings.eos else 0)
+    seen = prompt if settings.repetition_penalty != 1.0 else None
+    logits = None
+    for start in range(0, length, PREFILL):
+        piece = slice(start, start + PREFILL)
+        first = {"source": source, "source_valid": source_valid} if start == 0 else {}
+        logits = model.next_logits(prompt[:, piece], cache, valid=None if valid is None else valid[:, piece], **first)
+    assert logits is not None
+    ended = torch.zeros(rows, dtype=torch.bool, device=prompt.device)
+    for step in range(most):
+        if step:
+            logits = model.next_logits(ids[:, None], cache)
+        ids = next_token(logits, settings, seen, generator)
+        ids = torch.where(ended, pad, ids)
+        yield ids
+        if seen is not None:
+            seen = torch.cat((seen, ids[:, None]), 1)
+        if settings.eos:
+            ended = ended | torch.isin(ids, eos)
+            if bool(ended.all()):
+                return

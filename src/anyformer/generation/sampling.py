@@ -1,0 +1,44 @@
+"""From logits to the next token."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from anyformer.generation.settings import Settings
+
+
+def next_token(
+    logits_BV: Tensor, settings: Settings, seen_BT: Tensor | None, generator: torch.Generator | None
+) -> Tensor:
+    """The next id of each row, [B]: the likeliest, or, at a temperature above 0, a draw."""
+    logits = logits_BV.float()
+    if settings.repetition_penalty != 1.0 and seen_BT is not None:
+        logits = penalized(logits, seen_BT, settings.repetition_penalty)
+    if settings.temperature == 0:
+        return logits.argmax(-1)
+    return torch.multinomial(distribution(logits, settings), 1, generator=generator)[:, 0]
+
+
+def penalized(logits_BV: Tensor, seen_BT: Tensor, penalty: float) -> Tensor:
+    """Logits of seen ids divided by the penalty, or multiplied where negative (Keskar et al. 2019, section 4.1)."""
+    scores = logits_BV.gather(1, seen_BT)
+    return logits_BV.scatter(1, seen_BT, torch.where(scores < 0, scores * penalty, scores / penalty))
+
+
+def distribution(logits_BV: Tensor, settings: Settings) -> Tensor:
+    """Probabilities [B, V] after temperature, top-k, top-p and min-p, in that order."""
+    logits = logits_BV / settings.temperature
+    if 0 < settings.top_k < logits.shape[-1]:
+        least = logits.topk(settings.top_k, -1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if settings.top_p < 1:
+        ordered, order = logits.sort(-1, descending=True)
+        shares = ordered.softmax(-1)
+        # A token stays while those before it hold less than p, so the likeliest always does.
+        drop = shares.cumsum(-1) - shares >= settings.top_p
+        logits = logits.masked_fill(torch.zeros_like(drop).scatter(1, order, drop), -torch.inf)
+    shares = logits.softmax(-1)
+    if settings.min_p > 0:
+        shares = shares * (shares >= settings.min_p * shares.amax(-1, keepdim=True))
+    return shares / shares.sum(-1, keepdim=True)

@@ -1,0 +1,76 @@
+"""What decides how text is generated: a checkpoint's `generation_config.json`, and the caller, who wins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+
+from anyformer.errors import InputError
+
+#: Keys of `generation_config.json` (and old `config.json`s) that are read, and what they are called here.
+_NAMES = {
+    "max_new_tokens": "max_new_tokens",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "bos_token_id": "bos",
+    "eos_token_id": "eos",
+    "pad_token_id": "pad",
+    "decoder_start_token_id": "start",
+}
+
+
+class Settings(BaseModel):
+    """How to choose tokens, and when to stop.
+
+    temperature         0 is greedy; otherwise logits are divided by it and a token is drawn
+    top_k, top_p, min_p keep the k likeliest tokens; the fewest that hold probability p (Holtzman et al. 2020); those
+                        at least min_p times as likely as the likeliest (Nguyen et al. 2024). 0, 1 and 0 keep all
+    repetition_penalty  divides (negative: multiplies) the logits of tokens already there (Keskar et al. 2019)
+    max_new_tokens      the most to add to each sequence
+    eos                 ids that end a sequence; `pad` fills up after one
+    bos, start          the id that stands before a text; the id that a decoder with an encoder starts from
+    seed                of the draws; None: torch's own generator
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    temperature: NonNegativeFloat = 0.0
+    top_k: NonNegativeInt = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    repetition_penalty: PositiveFloat = 1.0
+    max_new_tokens: PositiveInt = 64
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+    pad: int | None = None
+    start: int | None = None
+    seed: int | None = None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], **given: Any) -> Settings:
+        """The file's defaults with the caller's settings over them. Raises `InputError` for a setting out of range."""
+        settings: dict[str, Any] = {name: config[key] for key, name in _NAMES.items() if config.get(key) is not None}
+        if config.get("do_sample"):
+            settings["temperature"] = config.get("temperature") or 1.0
+        settings.update({name: value for name, value in given.items() if value is not None})
+        eos = settings.get("eos", ())
+        settings["eos"] = (eos,) if isinstance(eos, int) else tuple(eos)
+        try:
+            return cls.model_validate(settings)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = ".".join(str(step) for step in first["loc"])
+            raise InputError(f"the generation setting '{name}' cannot be used: {first['msg'].lower()}") from None

@@ -1,0 +1,126 @@
+"""From a spec, or from a checkpoint, to a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from anyformer import spec
+from anyformer.errors import CheckpointError
+from anyformer.model.transformer import Transformer
+
+
+def build(
+    description: spec.Transformer,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    seed: int | None = None,
+) -> Transformer:
+    """A model with fresh weights, drawn as the spec's initialization says; with a seed, the same ones each time."""
+    model = unfilled(description, torch.float32, device)
+    generator = torch.Generator(device)
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    with torch.no_grad():
+        initialize(model, description.initialization, generator)
+    return model.to(dtype)
+
+
+def unfilled(description: spec.Transformer, dtype: torch.dtype, device: torch.device | str) -> Transformer:
+    """A model whose parameters hold whatever the memory held; made without drawing any number."""
+    with torch.device("meta"):
+        model = Transformer(description).to(dtype)
+    model.to_empty(device=device)
+    model.tie()  # leaving the meta device makes two parameters of one
+    return model
+
+
+def initialize(model: Transformer, how: spec.Initialization, generator: torch.Generator) -> None:
+    """Draw every parameter anew."""
+    drawn: set[int] = set()
+    writes = ("output", "down")
+    for stack_name, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
+        depth = 0 if stack is None else len(stack.layers)
+        if stack is None:
+            continue
+        for name, parameter in stack.named_parameters(prefix=stack_name):
+            parts = name.split(".")
+            to_stream = "layers" in parts and (parts[-1] in writes or (len(parts) > 1 and parts[-2] in writes))
+            scale = (2 * depth) ** -0.5 if how.depth_scaled and to_stream else 1.0
+            _draw(name, parameter, how, scale, generator)
+            drawn.add(id(parameter))
+    if model.head is not None:
+        for name, parameter in model.head.named_parameters(prefix="head"):
+            if id(parameter) not in drawn:
+                _draw(name, parameter, how, 1.0, generator)
+                drawn.add(id(parameter))
+    for module in model.modules():
+        if hasattr(module, "unit_offset"):
+            start = 0.0 if module.unit_offset else 1.0
+            if isinstance(module.weight, nn.Parameter):
+                module.weight.fill_(start)
+    assert len(drawn) == len(list(model.parameters())), "a parameter was left undrawn"
+
+
+def _draw(
+    name: str, parameter: nn.Parameter, how: spec.Initialization, scale: float, generator: torch.Generator
+) -> None:
+    if parameter.dim() < 2:
+        parameter.zero_()
+        return
+    std = how.std if how.std is not None else parameter.shape[-1] ** -0.5
+    if "embeddings" in name and how.embedding_std is not None:
+        std = how.embedding_std
+    parameter.normal_(0.0, std * scale, generator=generator)
+
+
+def best_device() -> torch.device:
+    """The accelerator that torch finds, else the CPU."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found if found is not None else torch.device("cpu")
+
+
+def load(
+    reference: str | os.PathLike[str],
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str = "auto",
+    *,
+    ignore: Sequence[str] = (),
+) -> Transformer:
+    """A model from wherever a model is named: a run or Hugging Face directory, a `.gguf` file, or a family's preset
+    (`llama:135m`, fresh weights).
+
+    In the dtype of the file (float32 for quantised GGUF) unless `dtype` says otherwise; in evaluation mode, gradients
+    on. `ignore` names config attributes or tensors to pass over. Raises `CheckpointError` or `SpecError` naming what
+    does not fit.
+    """
+    from anyformer import checkpoints, families
+
+    chosen = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    where = best_device() if device == "auto" else torch.device(device)
+    preset = families.preset(os.fspath(reference))
+    if preset is not None:
+        model = build(preset, dtype=chosen or torch.float32, device=where)
+        model.family = os.fspath(reference).split(":")[0]
+        return model.eval()
+    checkpoint = checkpoints.open(reference, ignore=ignore)
+    model = unfilled(checkpoint.spec, chosen or checkpoint.dtype, where)
+    fill(model, checkpoint.tensors)
+    model.tokenizer, model.generation = checkpoint.tokenizer, dict(checkpoint.generation)
+    model.family, model.carried = checkpoint.family, checkpoint.carried
+    return model.eval()
+
+
+@torch.no_grad()
+def fill(model: Transformer, tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors, by our names, into the model's parameters, each read once."""
+    for name, parameter in model.named_parameters():
+        if name not in tensors:
+            raise CheckpointError(f"the checkpoint has no tensor for '{name}'; it is not whole")
+        parameter.copy_(tensors[name])

@@ -1,0 +1,148 @@
+"""Heads: from hidden states to logits, and to the loss without ever holding all logits at once."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from anyformer import spec
+from anyformer.parts.feedforward import ACTIVATIONS
+from anyformer.parts.masks import Tokens
+from anyformer.parts.norms import Norm
+
+#: A target that asks for nothing.
+IGNORED = -100
+#: Logits that may exist at a time while a loss is computed, in elements (64 MiB in float32).
+LARGEST_LOGITS = 1 << 24
+
+
+class Head(nn.Module):
+    """What reads the hidden states. `forward` gives logits; `loss` the summed cross-entropy of the targets."""
+
+    output: nn.Module
+
+    def forward(self, hidden: Tensor, tokens: Tokens) -> Tensor:
+        raise NotImplementedError
+
+    def loss(self, hidden: Tensor, tokens: Tokens, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """(summed cross-entropy in nats, float32; number of targets), in chunks: beyond `LARGEST_LOGITS` each chunk's
+        logits are computed again in the backward pass instead of being kept."""
+        if targets.dim() == 1:
+            return _cross_entropy(self(hidden, tokens), targets), (targets != IGNORED).sum()
+        rows, wanted = hidden.flatten(0, 1), targets.flatten()
+        count = (wanted != IGNORED).sum()
+        vocabulary = self.output.weight.shape[0]
+        assert isinstance(vocabulary, int)
+        step = max(1, LARGEST_LOGITS // vocabulary)
+        if len(rows) <= step:
+            return _cross_entropy(self(rows, tokens), wanted), count
+
+        def chunk(rows: Tensor, wanted: Tensor) -> Tensor:
+            return _cross_entropy(self(rows, tokens), wanted)
+
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for part, part_wanted in zip(rows.split(step), wanted.split(step)):
+            again = torch.is_grad_enabled()
+            total = total + (
+                checkpoint(chunk, part, part_wanted, use_reentrant=False) if again else chunk(part, part_wanted)
+            )
+        return total, count
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.to(wide), targets, ignore_index=IGNORED, reduction="sum")
+
+
+class LanguageModelHead(Head):
+    """Logits [..., V] = cap(scale · h Wᵀ + b)."""
+
+    def __init__(self, head: spec.LanguageModelHead, dim: int, vocabulary: int) -> None:
+        super().__init__()
+        self.output = nn.Linear(dim, vocabulary, bias=head.bias)
+        self.scale, self.soft_cap = head.scale, head.soft_cap
+
+    def forward(self, hidden: Tensor, tokens: Tokens) -> Tensor:
+        logits = self.output(hidden if self.scale is None else hidden * self.scale)
+        return logits if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)
+
+
+class MaskedLanguageModelHead(Head):
+    """Logits [..., V] after a dense layer, an activation and a norm (Devlin et al. 2019)."""
+
+    def __init__(self, head: spec.MaskedLanguageModelHead, dim: int, vocabulary: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(dim, dim)
+        self.activation = ACTIVATIONS[head.activation]
+        self.norm = Norm(head.norm, dim)
+        self.output = nn.Linear(dim, vocabulary, bias=head.bias)
+
+    def forward(self, hidden: Tensor, tokens: Tokens) -> Tensor:
+        return self.output(self.norm(self.activation(self.dense(hidden))))
+
+
+def pool(hidden: Tensor, tokens: Tokens, how: str) -> Tensor:
+    """One vector a sequence, [B, D]: of its first or last token, or the mean or maximum over those not padding."""
+    valid = tokens.valid
+    if how == "first":
+        first = 0 if valid is None else valid.long().argmax(1)
+        return hidden[:, 0] if valid is None else hidden[torch.arange(len(hidden), device=hidden.device), first]
+    if how == "last":
+        if valid is None:
+            return hidden[:, -1]
+        last = valid.shape[1] - 1 - valid.flip(1).long().argmax(1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), last]
+    if valid is None:
+        return hidden.amax(1) if how == "max" else hidden.mean(1)
+    real = valid[:, :, None]
+    if how == "max":
+        return hidden.masked_fill(~real, -torch.inf).amax(1)
+    return (hidden * real).sum(1) / real.sum(1).clamp(min=1)
+
+
+class SequenceClassificationHead(Head):
+    """Logits [B, labels] from one token or the mean."""
+
+    def __init__(self, head: spec.SequenceClassificationHead, dim: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(dim, dim) if head.activation is not None else None
+        self.activation = ACTIVATIONS[head.activation] if head.activation is not None else None
+        self.output = nn.Linear(dim, head.labels, bias=head.bias)
+        self.pooling, self.dropout = head.pooling, head.dropout
+
+    def forward(self, hidden: Tensor, tokens: Tokens) -> Tensor:
+        x = pool(hidden, tokens, self.pooling)
+        if self.dense is not None and self.activation is not None:
+            x = self.activation(self.dense(x))
+        return self.output(F.dropout(x, self.dropout) if self.dropout and self.training else x)
+
+
+class TokenClassificationHead(Head):
+    """Logits [..., labels] for every token."""
+
+    def __init__(self, head: spec.TokenClassificationHead, dim: int) -> None:
+        super().__init__()
+        self.output = nn.Linear(dim, head.labels, bias=head.bias)
+        self.dropout = head.dropout
+
+    def forward(self, hidden: Tensor, tokens: Tokens) -> Tensor:
+        return self.output(F.dropout(hidden, self.dropout) if self.dropout and self.training else hidden)
+
+
+def build_head(model: spec.Transformer) -> Head | None:
+    """The module of a spec's head; None where the hidden states are what is wanted."""
+    stack = model.output
+    dim, vocabulary = stack.dim, stack.embeddings.vocabulary
+    match model.head:
+        case spec.LanguageModelHead() as head:
+            return LanguageModelHead(head, dim, vocabulary)
+        case spec.MaskedLanguageModelHead() as head:
+            return MaskedLanguageModelHead(head, dim, vocabulary)
+        case spec.SequenceClassificationHead() as head:
+            return SequenceClassificationHead(head, dim)
+        case spec.TokenClassificationHead() as head:
+            return TokenClassificationHead(head, dim)
+        case _:
+            return None

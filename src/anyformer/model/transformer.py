@@ -1,0 +1,421 @@
+"""The Transformer: one class for encoders, decoders and encoder-decoders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from anyformer import spec
+from anyformer.errors import InputError
+from anyformer.generation import Settings, left_padded, steps
+from anyformer.model.heads import build_head, pool
+from anyformer.model.stack import Stack
+from anyformer.parts.cache import Cache
+from anyformer.parts.context import Context
+from anyformer.parts.masks import Lengths, Tokens
+
+if TYPE_CHECKING:
+    from anyformer.checkpoints import Carried
+    from anyformer.text import Tokenizer
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward pass gives.
+
+    hidden          [B, T, D] after the final norm
+    logits          [B, T, V], [B, T, labels] or [B, labels]; None with targets, or where the head has none
+    loss            mean cross-entropy of the targets, nats, float32; None without targets
+    target_count    how many targets that mean is over
+    auxiliary_loss  what layers add to the loss (experts' balance); 0 where none does
+    """
+
+    hidden: Tensor
+    logits: Tensor | None = None
+    loss: Tensor | None = None
+    target_count: Tensor | None = None
+    auxiliary_loss: Tensor | float = 0.0
+
+
+class Transformer(nn.Module):
+    """A model built from its spec.
+
+    .spec        what it is
+    .tokenizer   its tokenizer, or None
+    .generation  generation defaults, as `generation_config.json` names them
+    .family      the name of the family it was loaded from, or None
+    .carried     what its checkpoint held beyond the model, for `save` to write back
+    """
+
+    def __init__(self, description: spec.Transformer) -> None:
+        super().__init__()
+        self.spec = description
+        self.tokenizer: Tokenizer | None = None
+        self.generation: dict[str, Any] = {}
+        self.family: str | None = None
+        self.carried: Carried | None = None
+        encoder, decoder = description.encoder, description.decoder
+        self.encoder = Stack(encoder) if encoder is not None else None
+        source_dim = encoder.dim if encoder is not None else None
+        self.decoder = Stack(decoder, source_dim) if decoder is not None else None
+        self.head = build_head(description)
+        self.tie()
+
+    def tie(self) -> None:
+        """Make parameters that the spec calls one into one."""
+        if self.spec.shared_embedding:
+            assert self.encoder is not None and self.decoder is not None
+            self.decoder.embeddings.tokens.weight = self.encoder.embeddings.tokens.weight
+        if getattr(self.spec.head, "tied", False):
+            assert self.head is not None
+            self.head.output.weight = self.output_stack.embeddings.tokens.weight
+
+    @property
+    def output_stack(self) -> Stack:
+        """The stack whose hidden states the head reads."""
+        stack = self.decoder if self.decoder is not None else self.encoder
+        assert stack is not None
+        return stack
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.output_stack.embeddings.tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the parameters are."""
+        return self.output_stack.embeddings.tokens.weight.dtype
+
+    @property
+    def positions(self) -> int | None:
+        """How many positions the output stack has learned; None where any position will do."""
+        position = self.spec.output.embeddings.position
+        return position.size if isinstance(position, spec.Learned) else None
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        source: Tensor | None = None,
+        valid: Tensor | None = None,
+        source_valid: Tensor | None = None,
+        documents: Lengths | Tensor | None = None,
+        source_documents: Lengths | Tensor | None = None,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        prefix: Tensor | None = None,
+        cache: Cache | None = None,
+        targets: Tensor | None = None,
+        last: bool = False,
+    ) -> Output:
+        """One pass. tokens [B, T] are the decoder's where there is one, else the encoder's.
+
+        source        [B, S] ids for the encoder of an encoder-decoder; with a cache, at the first call only
+        valid         [B, T] bool, False for padding (left, right, anywhere); source_valid [B, S] likewise
+        documents     lengths of the documents packed into each row, e.g. ((100, 28), (128,)); or ids [B, T]. Positions
+                      start again in each, and none sees another. Lengths are known to the host, and cost no dense mask
+        positions     [B, T], where they are not counted from 0 (or from where the cache is)
+        segments      [B, T] token types
+        prefix        [B] how many first positions are visible to all, for visibility "prefix"
+        cache         from `new_cache`; takes in these tokens. The pass then has no gradients
+        targets       [B, T] (or [B]) ids wanted at each position, -100 for none: gives `loss` instead of `logits`
+        last          logits of the last position only, [B, 1, V]
+
+        Raises `InputError` for ids outside the vocabulary, positions beyond those learned, and inputs that do not fit
+        the shape of the model.
+        """
+        if cache is None:
+            return self._forward(
+                tokens,
+                source,
+                valid,
+                source_valid,
+                documents,
+                source_documents,
+                positions,
+                segments,
+                prefix,
+                None,
+                targets,
+                last,
+            )
+        with torch.no_grad():
+            return self._forward(
+                tokens,
+                source,
+                valid,
+                source_valid,
+                documents,
+                source_documents,
+                positions,
+                segments,
+                prefix,
+                cache,
+                targets,
+                last,
+            )
+
+    def _forward(
+        self,
+        tokens: Tensor,
+        source: Tensor | None,
+        valid: Tensor | None,
+        source_valid: Tensor | None,
+        documents: Lengths | Tensor | None,
+        source_documents: Lengths | Tensor | None,
+        positions: Tensor | None,
+        segments: Tensor | None,
+        prefix: Tensor | None,
+        cache: Cache | None,
+        targets: Tensor | None,
+        last: bool,
+    ) -> Output:
+        if tokens.dim() != 2:
+            raise InputError(f"tokens must be [B, T], not {list(tokens.shape)}; add the batch dimension")
+        prefix = None if prefix is None else prefix[:, None]
+        if cache is not None:
+            if documents is not None or positions is not None:
+                raise InputError("a cache counts positions itself; leave documents and positions out, or the cache")
+            queries = cache.queries(tokens.shape[1], valid, prefix)
+        else:
+            queries = tokens_of(tokens, valid, documents, positions, prefix)
+        encoded, source_tokens = self._source(source, source_valid, source_documents, cache)
+        context = Context(queries, source=encoded, source_tokens=source_tokens, cache=cache)
+        hidden = self.output_stack(tokens, context, segments)
+        if cache is not None:
+            cache.advance(queries)
+        auxiliary = sum(context.auxiliary) if context.auxiliary else 0.0
+        if self.head is None:
+            return Output(hidden, auxiliary_loss=auxiliary)
+        if targets is not None:
+            total, count = self.head.loss(hidden, queries, targets)
+            return Output(hidden, None, total / count.clamp(min=1), count, auxiliary)
+        return Output(hidden, self.head(hidden[:, -1:] if last else hidden, queries), auxiliary_loss=auxiliary)
+
+    def _source(
+        self, source: Tensor | None, valid: Tensor | None, documents: Lengths | Tensor | None, cache: Cache | None
+    ) -> tuple[Tensor | None, Tokens | None]:
+        """The encoder's hidden states and their tokens; from the cache after its first call."""
+        if self.encoder is None or self.decoder is None:
+            if source is not None:
+                raise InputError(f"this model is {_a(self.spec.shape)}; only an encoder-decoder takes a source")
+            return None, None
+        if source is None:
+            if cache is None or cache.source is None:
+                raise InputError("an encoder-decoder needs source= (with a cache, at its first call)")
+            return None, cache.source
+        if cache is not None and cache.source is not None:
+            raise InputError("the cache already holds a source; make a new cache for a new one")
+        tokens = tokens_of(source, valid, documents, None, None)
+        hidden = self.encoder(source, Context(tokens))
+        if cache is not None:
+            cache.source = tokens
+        return hidden, tokens
+
+    def next_logits(
+        self,
+        tokens: Tensor,
+        cache: Cache,
+        *,
+        valid: Tensor | None = None,
+        source: Tensor | None = None,
+        source_valid: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B, V] after the last of the tokens [B, T], which the cache then holds."""
+        if not isinstance(self.spec.head, spec.LanguageModelHead):
+            raise InputError(f"this model ends in a {self.spec.head.kind} head; only a language model generates")
+        out = self(tokens, cache=cache, valid=valid, source=source, source_valid=source_valid, last=True)
+        return out.logits[:, -1]
+
+    def new_cache(self, batch_size: int, capacity: int | None = None) -> Cache:
+        """A cache for `batch_size` rows: it grows as needed, or holds `capacity` tokens; a sliding window's is a ring of
+        the window's size either way. Raises `InputError` for a model that cannot decode step by step."""
+        if self.decoder is None:
+            raise InputError("an encoder sees all tokens at once and needs no cache; call the model without one")
+        for mixer in self.spec.output.attentions():
+            if mixer.source == "self" and mixer.visibility == "full":
+                raise InputError("this decoder's attention is not causal, so no token can be computed before the next")
+        return Cache(self.decoder.horizons(), batch_size, self.device, capacity)
+
+    @overload
+    def generate(self, prompts: Sequence[str], **settings: Any) -> list[str]: ...
+    @overload
+    def generate(self, prompts: Tensor, *, valid: Tensor | None = None, **settings: Any) -> Tensor: ...
+    def generate(
+        self, prompts: Sequence[str] | Tensor, *, valid: Tensor | None = None, **settings: Any
+    ) -> list[str] | Tensor:
+        """Continue prompts (with an encoder: answer sources).
+
+        Texts in, texts out: list[str] of what is new. Or ids [B, T] in (`valid` [B, T] marks padding), new ids [B, N]
+        out, without prompt and start token, padded after the end. Settings are those of
+        `anyformer.generation.Settings` (`max_new_tokens`, `temperature`, `top_k`, `seed` ...); given ones win over the
+        checkpoint's own.
+        """
+        chosen = Settings.of(self.generation, **settings)
+        if not isinstance(prompts, Tensor):
+            if isinstance(prompts, str):
+                raise InputError("generate takes a list of texts; put the text in one: [text]")
+            tokenizer = self._tokenizer()
+            ids, valid = left_padded(self.encode_prompts(prompts, chosen), chosen.pad or 0, self.device)
+            if self.encoder is not None:
+                ids, valid = _right(ids, valid)
+            new = self._generate(ids, valid, chosen)
+            return [tokenizer.decode(_until(row, chosen.eos)) for row in new.tolist()]
+        return self._generate(prompts.to(self.device), valid, chosen)
+
+    def encode_prompts(self, prompts: Sequence[str], settings: Settings) -> list[list[int]]:
+        """Ids of each prompt as the model expects them: an empty one is the beginning-of-text token."""
+        tokenizer = self._tokenizer()
+        rows = [tokenizer.encode(prompt) for prompt in prompts]
+        # A decoder continues its prompt: an end token that the tokenizer appends would tell it that the text is over.
+        if self.encoder is None:
+            rows = [
+                row[:-1] if len(row) > 1 and row[-1] in settings.eos and prompt else row
+                for row, prompt in zip(rows, prompts)
+            ]
+        start = settings.bos if settings.bos is not None else tokenizer.bos
+        start = start if start is not None else (settings.eos[0] if settings.eos else tokenizer.eos)
+        if start is None and not all(rows):
+            raise InputError("the prompt is empty and the tokenizer has no beginning-of-text token; give some text")
+        return [row or [start] for row in rows]  # type: ignore[list-item]
+
+    def _generate(self, ids: Tensor, valid: Tensor | None, settings: Settings) -> Tensor:
+        new = list(self._steps(ids, valid, settings))
+        return torch.stack(new, 1) if new else ids.new_zeros(len(ids), 0)
+
+    def _steps(
+        self, ids: Tensor, valid: Tensor | None, settings: Settings, cache: Cache | None = None
+    ) -> Iterator[Tensor]:
+        if self.encoder is None:
+            return steps(self, ids, settings, valid=valid, cache=cache)
+        start = settings.start if settings.start is not None else settings.bos
+        if start is None:
+            raise InputError("the checkpoint names no decoder_start_token_id; give start=")
+        begin = torch.full((len(ids), 1), start, device=self.device)
+        return steps(self, begin, settings, source=ids, source_valid=valid, cache=cache)
+
+    def stream(self, prompt: str | Sequence[int], cache: Cache | None = None, **settings: Any) -> Iterator[str]:
+        """Continue one prompt (text, or ids) piece by piece, as tokens come; never splits a character. With a `cache`,
+        the prompt is only what is new since the call before."""
+        chosen = Settings.of(self.generation, **settings)
+        tokenizer = self._tokenizer()
+        row = self.encode_prompts([prompt], chosen)[0] if isinstance(prompt, str) else list(prompt)
+        pieces = tokenizer.stream()
+        for ids in self._steps(torch.tensor([row], device=self.device), None, chosen, cache):
+            if int(ids[0]) in chosen.eos:
+                break
+            yield pieces.push(int(ids[0]))
+        yield pieces.finish()
+
+    @torch.inference_mode()
+    def embed(self, texts: Sequence[str], batch_size: int = 32) -> Tensor:
+        """One vector a text, [N, D] float32, pooled and normalised as the checkpoint says, else the mean over tokens.
+
+        Texts longer than the positions that the model has learned are cut there.
+        """
+        if isinstance(texts, str):
+            raise InputError("embed takes a list of texts; put the text in one: [text]")
+        tokenizer = self._tokenizer()
+        head = self.spec.head if isinstance(self.spec.head, spec.EmbeddingHead) else spec.EmbeddingHead(normalize=False)
+        if self.encoder is None and head.pooling == "first":
+            raise InputError("a decoder's first token has seen nothing but itself; pool the mean or the last")
+        stack = self.encoder if self.encoder is not None else self.output_stack
+        rows = [row[: self.positions] for row in tokenizer.encode_batch(texts)]
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+        found: list[Tensor | None] = [None] * len(rows)
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            ids, valid = _right(*left_padded([rows[index] or [0] for index in batch], tokenizer.pad or 0, self.device))
+            tokens = tokens_of(ids, valid, None, None, None)
+            pooled = pool(stack(ids, Context(tokens)).float(), tokens, head.pooling)
+            pooled = nn.functional.normalize(pooled, dim=-1) if head.normalize else pooled
+            for index, vector in zip(batch, pooled):
+                found[index] = vector
+        dim = self.spec.output.dim
+        return torch.stack([vector for vector in found if vector is not None]) if found else torch.zeros(0, dim)
+
+    def _tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise InputError("this model has no tokenizer; hand it ids instead of text, or set model.tokenizer")
+        return self.tokenizer
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write a checkpoint that other tools load: a Hugging Face directory where a family can express the spec, and
+        spec.json always. Nothing is left half-written."""
+        from anyformer import checkpoints
+
+        checkpoints.write(
+            directory,
+            spec=self.spec,
+            tensors=self.state_dict(),
+            family=self.family,
+            generation=self.generation,
+            tokenizer=self.tokenizer,
+            carried=self.carried,
+        )
+
+    def describe(self, context: int | None = None) -> str:
+        """The model as a person would draw it: stacks, blocks, parts, shapes, parameters, costs."""
+        from anyformer.planning import describe
+
+        return describe(self.spec, context)
+
+
+def tokens_of(
+    ids: Tensor,
+    valid: Tensor | None,
+    documents: Lengths | Tensor | None,
+    positions: Tensor | None,
+    prefix: Tensor | None,
+) -> Tokens:
+    """What masks may know of ids [B, T]."""
+    T, device = ids.shape[1], ids.device
+    if valid is not None and valid.shape != ids.shape:
+        raise InputError(f"valid is {list(valid.shape)}, but the tokens are {list(ids.shape)}")
+    if documents is not None and not isinstance(documents, Tensor):
+        if len(documents) != len(ids) or any(sum(row) != T for row in documents):
+            raise InputError(f"documents must give lengths that sum to {T} for each of the {len(ids)} rows")
+        lengths = tuple(tuple(length for length in row if length) for row in documents)
+        packed = Tokens.packed(lengths, device)
+        if valid is None and positions is None and prefix is None:
+            return packed
+        where = packed.position if positions is None else positions
+        return Tokens(T, device=device, position=where, document=packed.document, valid=valid, prefix=prefix)
+    if documents is not None:
+        if positions is None:
+            # Positions start again wherever the document changes.
+            index = torch.arange(T, device=device).expand_as(documents)
+            changed = torch.ones_like(documents, dtype=torch.bool)
+            changed[:, 1:] = documents[:, 1:] != documents[:, :-1]
+            positions = index - torch.where(changed, index, 0).cummax(1).values
+        return Tokens(T, device=device, position=positions, document=documents, valid=valid, prefix=prefix)
+    if positions is not None:
+        return Tokens(T, device=device, position=positions, valid=valid, prefix=prefix)
+    if valid is not None:
+        return Tokens(
+            T, device=device, position=(valid.long().cumsum(1) - 1).clamp(min=0), high=T - 1, valid=valid, prefix=prefix
+        )
+    return Tokens(T, device=device, start=0, prefix=prefix)
+
+
+def _right(ids: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Left-padded rows turned to right-padded ones, as encoders are used to."""
+    if valid is None:
+        return ids, None
+    order = (~valid).long().argsort(1, stable=True)
+    return ids.gather(1, order), valid.gather(1, order)
+
+
+def _until(row: list[int], eos: Sequence[int]) -> list[int]:
+    """What stands before the first end token."""
+    return next((row[:index] for index, token in enumerate(row) if token in eos), row)
+
+
+def _a(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"

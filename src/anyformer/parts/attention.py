@@ -1,0 +1,129 @@
+"""Attention in every form in use: one module."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from anyformer import spec
+from anyformer.parts import kernels, masks
+from anyformer.parts.cache import LayerCache
+from anyformer.parts.context import Context
+from anyformer.parts.kernels import Scores
+from anyformer.parts.linear import SideBySide, lay_side_by_side, project
+from anyformer.parts.masks import Bias, Tokens
+from anyformer.parts.norms import norm_of
+from anyformer.parts.positions import RelativePositions, alibi_bias, rotary_angles
+
+
+@cache
+def attention_mask(visibility: str, window: tuple[int | None, int | None] | None) -> masks.Mask:
+    """The mask of a kind of attention; one object for all layers that share it."""
+    base: dict[str, masks.Mask] = {
+        "causal": masks.Causal(),
+        "full": masks.Full(),
+        "prefix": masks.Causal() | masks.Prefix(),
+    }
+    mask = base[visibility]
+    if window is not None:
+        mask = mask & masks.Window(*window)
+    return mask & masks.SameDocument() & masks.Valid()
+
+
+class Attention(SideBySide):
+    """softmax(cap(scale · QKᵀ) + bias) V over what the mask allows (Vaswani et al. 2017, eq. 1 and section 3.2.2).
+
+    x ─┬─ query ─ norm ─ rotary ─┐
+       ├─ key ─── norm ─ rotary ─┤─ kernel ─ output
+       └─ value ───── cache ─────┘
+    """
+
+    def __init__(self, attention: spec.Attention, dim: int, source_dim: int | None = None) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = attention.heads, attention.kv_heads, attention.head_dim
+        self.cross = attention.source == "cross"
+        source_dim = source_dim if source_dim is not None else dim
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        self.query = nn.Linear(dim, queries, bias=attention.bias)
+        self.key = nn.Linear(source_dim, keys, bias=attention.bias)
+        self.value = nn.Linear(source_dim, keys, bias=attention.bias)
+        self.output = nn.Linear(queries, dim, bias=attention.output_bias)
+        lay_side_by_side(self.side_by_side())
+
+        self.norm_width = attention.query_key_norm_over == "width"
+        widths = (queries, keys) if self.norm_width else (self.head_dim, self.head_dim)
+        self.query_norm = norm_of(attention.query_key_norm, widths[0])
+        self.key_norm = norm_of(attention.query_key_norm, widths[1])
+        self.sinks = nn.Parameter(torch.zeros(self.heads)) if attention.sinks else None
+
+        position = attention.position
+        self.angles = rotary_angles(position, self.head_dim) if isinstance(position, spec.Rotary) else None
+        self.alibi = alibi_bias(self.heads, position.max_bias) if isinstance(position, spec.Alibi) else None
+        self.relative = RelativePositions(position, self.heads) if isinstance(position, spec.RelativeBuckets) else None
+
+        self.mask = attention_mask(attention.visibility, attention.window)
+        self.scale = attention.scale if attention.scale is not None else self.head_dim**-0.5
+        self.soft_cap, self.dropout = attention.soft_cap, attention.dropout
+
+    def side_by_side(self) -> list[nn.Linear]:
+        return [self.key, self.value] if self.cross else [self.query, self.key, self.value]
+
+    def horizon(self) -> int | None:
+        """How many keys back a query can ever look, itself included; None: without bound."""
+        return self.mask.horizon()
+
+    def forward(self, x_BTD: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
+        q, k, v, keys = (
+            self.cross_heads(x_BTD, context, cache) if self.cross else self.self_heads(x_BTD, context, cache)
+        )
+        out = kernels.attend(q, k, v, context.visible(self.mask, keys), self.scores(context))
+        return self.output(out.transpose(1, 2).flatten(2))
+
+    def scores(self, context: Context) -> Scores:
+        """What happens to scores besides masking."""
+        bias: Bias | None = self.alibi if self.alibi is not None else self.relative
+        if bias is None and not self.cross:
+            bias = context.bias
+        return Scores(self.scale, self.soft_cap, bias, self.sinks, self.dropout if self.training else 0.0)
+
+    def self_heads(
+        self, x_BTD: Tensor, context: Context, cache: LayerCache | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tokens]:
+        """Queries [B, H, T, C], keys and values [B, K, S, C] (those of earlier calls included), and the keys' tokens."""
+        q, k, v = project(x_BTD, (self.query, self.key, self.value))
+        if self.norm_width and self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        q, k, v = (x.unflatten(-1, (-1, self.head_dim)) for x in (q, k, v))
+        if not self.norm_width and self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if self.angles is not None:
+            tables = context.rotary(self.angles, context.queries)
+            q, k = self.angles.rotate(q, tables), self.angles.rotate(k, tables)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if cache is None or context.cache is None:
+            return q, k, v, context.queries
+        plan = context.plan(cache)
+        k, v = cache.extend(plan, context.cache.capacity, k, v)
+        return q, k, v, plan.keys
+
+    def cross_heads(
+        self, x_BTD: Tensor, context: Context, cache: LayerCache | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tokens]:
+        """Queries from the stream, keys and values from the source: computed once where there is a cache."""
+        q = self.query(x_BTD).unflatten(-1, (-1, self.head_dim))
+        if self.query_norm is not None and not self.norm_width:
+            q = self.query_norm(q)
+        assert context.source_tokens is not None
+        if cache is not None and cache.crossed is not None:
+            return q.transpose(1, 2), *cache.crossed, context.source_tokens
+        assert context.source is not None
+        k, v = project(context.source, (self.key, self.value))
+        k, v = k.unflatten(-1, (-1, self.head_dim)), v.unflatten(-1, (-1, self.head_dim))
+        if self.key_norm is not None and not self.norm_width:
+            k = self.key_norm(k)
+        k, v = k.transpose(1, 2), v.transpose(1, 2)
+        if cache is not None:
+            cache.crossed = (k, v)
+        return q.transpose(1, 2), k, v, context.source_tokens

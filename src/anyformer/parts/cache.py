@@ -1,0 +1,242 @@
+"""Caches of keys and values: growing, of fixed capacity, or a ring, whichever the mask's horizon asks for.
+
+One rule gives all three: **a token's slot is its position** (modulo the ring's size). So padding takes no slot, rows of
+different lengths lie side by side from slot 0 on, and what a slot holds need not be remembered: it follows from how
+many tokens its row has seen. Slots that a row has not reached lie ahead of its queries, and causality hides them.
+
+    growing, rows of 5 and 3 tokens           ring of 4 after 6 tokens (positions 2 to 5)
+      slot  0 1 2 3 4 . . .                     slot      0 1 2 3
+      row 0 0 1 2 3 4                           position  4 5 2 3
+      row 1 0 1 2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from anyformer.errors import InputError
+from anyformer.parts.masks import Tokens
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How this call's tokens enter the layers of one horizon, worked out once for all of them.
+
+    how   slice    every row writes the same run of slots, and reads all up to there
+          ring     one token a row, over the oldest
+          beside   keys are what the ring holds, in order, then the new ones; the last of them stay
+          scatter  rows write different slots, padding none
+          mixed    scatter into a ring: keys are the ring's slots, then the new tokens
+    keys  what attention is told of the keys it will see
+    slots [B, T] where each token goes, for scatter and mixed; `dump` is a slot past the end that nobody reads
+    """
+
+    how: Literal["slice", "ring", "beside", "scatter", "mixed"]
+    keys: Tokens
+    start: int
+    stop: int
+    ring: int = 0
+    slots: Tensor | None = None
+
+
+class LayerCache:
+    """The tensors that one layer keeps, each [B, heads, slots, channels]: keys and values, or whatever a mixer caches.
+
+    Storage is made at the first call, from what it is given, and doubles when it is full.
+    """
+
+    def __init__(self, horizon: int | None) -> None:
+        self.horizon = horizon
+        self.stored: tuple[Tensor, ...] = ()
+        self.crossed: tuple[Tensor, Tensor] | None = None
+
+    def extend(self, plan: Plan, most: int | None, *new: Tensor) -> tuple[Tensor, ...]:
+        """Take in `new` (each [B, heads, T, channels]); the tensors that attention is to read, in `plan.keys`' order."""
+        self._reserve(plan, most, new)
+        return tuple(_HOW[plan.how](store, plan, tensor) for store, tensor in zip(self.stored, new, strict=True))
+
+    def _reserve(self, plan: Plan, most: int | None, new: tuple[Tensor, ...]) -> None:
+        needed = min(plan.stop, plan.ring) if plan.ring else plan.stop
+        held = self.stored[0].shape[2] - 1 if self.stored else 0
+        if held >= needed:
+            return
+        limit = min(bound for bound in (plan.ring or needed * 2, most or needed * 2) if bound)
+        size = limit if most else min(max(needed, 2 * held, 64), limit)
+        grown = []
+        for index, tensor in enumerate(new):
+            # Zeros, not garbage: a weight of zero times NaN is NaN. One slot more is where padding is dumped.
+            store = tensor.new_zeros(tensor.shape[0], tensor.shape[1], size + 1, tensor.shape[3])
+            if self.stored:
+                store[:, :, :held] = self.stored[index][:, :, :held]
+            grown.append(store)
+        self.stored = tuple(grown)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Let row i continue what row rows[i] has seen."""
+        self.stored = tuple(store.index_select(0, rows) for store in self.stored)
+        if self.crossed is not None:
+            self.crossed = (self.crossed[0].index_select(0, rows), self.crossed[1].index_select(0, rows))
+
+
+def _slice(store: Tensor, plan: Plan, new: Tensor) -> Tensor:
+    store[:, :, plan.start : plan.stop] = new
+    return store[:, :, : plan.stop]
+
+
+def _ring(store: Tensor, plan: Plan, new: Tensor) -> Tensor:
+    store[:, :, plan.start % plan.ring] = new[:, :, 0]
+    return store[:, :, : plan.ring]
+
+
+def _beside(store: Tensor, plan: Plan, new: Tensor) -> Tensor:
+    held = min(plan.start, plan.ring)
+    old = store[:, :, :held]
+    if plan.start > plan.ring:
+        old = old.roll(-(plan.start % plan.ring), 2)
+    keys = torch.cat((old, new), 2)
+    last = keys[:, :, -plan.ring :]
+    store[:, :, : plan.ring] = last.roll(plan.stop % plan.ring, 2)
+    return keys
+
+
+def _scatter(store: Tensor, plan: Plan, new: Tensor) -> Tensor:
+    assert plan.slots is not None
+    slots = torch.where(plan.slots < 0, store.shape[2] - 1, plan.slots)
+    store.scatter_(2, slots[:, None, :, None].expand_as(new), new)
+    return store[:, :, : min(plan.stop, plan.ring) if plan.ring else plan.stop]
+
+
+def _mixed(store: Tensor, plan: Plan, new: Tensor) -> Tensor:
+    keys = torch.cat((store[:, :, : min(plan.start, plan.ring)], new), 2)
+    _scatter(store, plan, new)
+    return keys
+
+
+_HOW = {"slice": _slice, "ring": _ring, "beside": _beside, "scatter": _scatter, "mixed": _mixed}
+
+
+class Cache:
+    """What a decoder remembers between calls: a `LayerCache` a layer, how far each row has come, and, with an encoder,
+    the source.
+
+    `length` is how many tokens the fullest row may have seen; while `counts` is None every row has seen exactly that
+    many, otherwise counts [B] says how many each. What a cache is given is detached: no gradient flows into earlier
+    calls, so a model given a cache runs without gradients.
+    """
+
+    def __init__(
+        self,
+        horizons: Sequence[int | None],
+        batch_size: int,
+        device: torch.device | str,
+        capacity: int | None = None,
+    ) -> None:
+        self.layers = [LayerCache(horizon) for horizon in horizons]
+        self.batch_size, self.device, self.capacity = batch_size, device, capacity
+        self.length = 0
+        self.counts: Tensor | None = None
+        self.prefix: Tensor | None = None
+        self.source: Tokens | None = None
+
+    def queries(self, T: int, valid: Tensor | None, prefix: Tensor | None) -> Tokens:
+        """The tokens of this call, standing after those of the calls before.
+
+        Raises `InputError` if they do not fit the capacity."""
+        if self.capacity is not None and self.length + T > self.capacity:
+            raise InputError(
+                f"the cache holds {self.capacity} tokens and has {self.length}; {T} more do not fit: make one with a larger "
+                f"capacity, or with none"
+            )
+        self.prefix = prefix if prefix is not None else self.prefix
+        if valid is None and self.counts is None:
+            return Tokens(T, device=self.device, start=self.length, prefix=self.prefix)
+        steps = torch.arange(1, T + 1, device=self.device)[None] if valid is None else valid.long().cumsum(1)
+        position = (self._counts()[:, None] + steps - 1).clamp(min=0)
+        return Tokens(T, device=self.device, position=position, valid=valid, prefix=self.prefix)
+
+    def plan(self, horizon: int | None, q: Tokens) -> Plan:
+        """How the queries' own keys and values enter the layers of this horizon."""
+        start, stop = self.length, self.length + q.length
+        ring = horizon or 0
+        if q.start is not None:
+            if not ring or stop <= ring:
+                return Plan("slice", self._keys(stop), start, stop, ring)
+            if q.length == 1:
+                low = stop - ring
+                last = torch.full((1, 1), start, device=self.device)
+                keys = Tokens(
+                    ring,
+                    device=self.device,
+                    position=lambda: self._held(last, ring),
+                    low=low,
+                    high=start,
+                    prefix=self.prefix,
+                )
+                return Plan("ring", keys, start, stop, ring)
+            held = min(start, ring)
+            keys = Tokens(held + q.length, device=self.device, start=start - held, prefix=self.prefix)
+            return Plan("beside", keys, start, stop, ring)
+        counts = self._counts()[:, None]
+        after = counts + (q.length if q.valid is None else q.valid.sum(1, keepdim=True))
+        slots = q.position if not ring else torch.where(q.position >= after - ring, q.position % ring, -1)
+        slots = slots if q.valid is None else torch.where(q.valid, slots, -1)
+        if not ring or stop <= ring:
+            return Plan("scatter", self._keys(stop), start, stop, ring, slots)
+        if q.length == 1:
+            position = self._held(after - 1, ring)
+            keys = Tokens(
+                ring, device=self.device, position=position.clamp(min=0), valid=position >= 0, prefix=self.prefix
+            )
+            return Plan("scatter", keys, start, stop, ring, slots)
+        held = self._held(counts - 1, ring)[:, : min(start, ring)]
+        valid = torch.ones_like(q.position, dtype=torch.bool) if q.valid is None else q.valid
+        keys = Tokens(
+            held.shape[1] + q.length,
+            device=self.device,
+            position=torch.cat((held.clamp(min=0), q.position), 1),
+            valid=torch.cat((held >= 0, valid), 1),
+            prefix=self.prefix,
+        )
+        return Plan("mixed", keys, start, stop, ring, slots)
+
+    def advance(self, q: Tokens) -> None:
+        """Count the tokens of a call that has gone through all layers."""
+        if q.start is None:
+            self.counts = self._counts() + (q.length if q.valid is None else q.valid.sum(1))
+        self.length += q.length
+
+    def reorder(self, rows: Tensor) -> None:
+        """Let row i continue what row rows[i] [B'] has seen: what beam search does between steps."""
+        for layer in self.layers:
+            layer.reorder(rows)
+        self.batch_size = len(rows)
+        self.counts = None if self.counts is None else self.counts[rows]
+        self.prefix = self.prefix if self.prefix is None or len(self.prefix) == 1 else self.prefix[rows]
+        if self.source is not None and self.source.valid is not None:
+            self.source = Tokens(
+                self.source.length, device=self.device, start=0, valid=self.source.valid.index_select(0, rows)
+            )
+
+    def bytes(self) -> int:
+        """What the stored tensors take, in bytes."""
+        tensors = [tensor for layer in self.layers for tensor in (*layer.stored, *(layer.crossed or ()))]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def _counts(self) -> Tensor:
+        if self.counts is not None:
+            return self.counts
+        return torch.full((self.batch_size,), self.length, device=self.device)
+
+    def _keys(self, stop: int) -> Tokens:
+        return Tokens(stop, device=self.device, start=0, prefix=self.prefix)
+
+    def _held(self, last: Tensor, ring: int) -> Tensor:
+        """[B or 1, ring]: the position that each slot holds when `last` [B or 1, 1] is the row's newest; negative where
+        the slot was never written."""
+        slot = torch.arange(ring, device=self.device)[None]
+        return last - (last - slot) % ring

@@ -1,0 +1,64 @@
+"""What all layers of one forward pass share, so that masks, tables and plans are made once and not once a layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from anyformer.parts.cache import Cache, LayerCache, Plan
+from anyformer.parts.masks import Bias, Mask, Tokens, Visible, lower
+from anyformer.parts.positions import RotaryAngles
+
+
+class Context:
+    """One pass of one stack.
+
+    queries    the tokens that pass through
+    source     the encoder's hidden states [B, S, D] and their tokens, for cross-attention
+    cache      where keys and values are kept, or None
+    bias       relative positions that the stack's self-attention shares, or None
+    auxiliary  losses that layers hand up (experts' balance)
+    """
+
+    def __init__(
+        self,
+        queries: Tokens,
+        *,
+        source: Tensor | None = None,
+        source_tokens: Tokens | None = None,
+        cache: Cache | None = None,
+        bias: Bias | None = None,
+    ) -> None:
+        self.queries, self.source, self.source_tokens, self.cache, self.bias = (
+            queries,
+            source,
+            source_tokens,
+            cache,
+            bias,
+        )
+        self.auxiliary: list[Tensor] = []
+        # Keys are the objects themselves: held by identity, they cost no hashing of their fields and cannot go away.
+        self._made: dict[Any, Any] = {}
+
+    def rotary(self, angles: RotaryAngles, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """The rotary tables of these angles at these tokens' positions."""
+        key = (id(angles), id(tokens))
+        if key not in self._made:
+            self._made[key] = angles.tables(tokens)
+        return self._made[key]
+
+    def plan(self, layer: LayerCache) -> Plan:
+        """How this pass's keys enter a layer of the cache."""
+        assert self.cache is not None
+        key = ("plan", layer.horizon)
+        if key not in self._made:
+            self._made[key] = self.cache.plan(layer.horizon, self.queries)
+        return self._made[key]
+
+    def visible(self, mask: Mask, keys: Tokens) -> Visible:
+        """The mask, lowered for this pass's queries over these keys."""
+        key = (id(mask), id(keys))
+        if key not in self._made:
+            self._made[key] = lower(mask, self.queries, keys)
+        return self._made[key]

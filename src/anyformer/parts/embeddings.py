@@ -1,0 +1,50 @@
+"""From token ids to the first residual stream."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anyformer import spec
+from anyformer.errors import InputError
+from anyformer.parts.masks import Tokens
+from anyformer.parts.norms import norm_of
+from anyformer.parts.positions import LearnedPositions, SinusoidalPositions
+
+
+class Embeddings(nn.Module):
+    """scale · table[ids], plus positions and token types, normalised: each where the spec has it."""
+
+    def __init__(self, embeddings: spec.Embeddings, dim: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(embeddings.vocabulary, dim)
+        position = embeddings.position
+        self.positions: nn.Module | None = None
+        if position is not None:
+            learned = isinstance(position, spec.Learned)
+            self.positions = LearnedPositions(position, dim) if learned else SinusoidalPositions(position, dim)
+        self.segments = nn.Embedding(embeddings.segments, dim) if embeddings.segments else None
+        self.norm = norm_of(embeddings.norm, dim)
+        self.scale, self.dropout = embeddings.scale, embeddings.dropout
+
+    def forward(self, ids_BT: Tensor, tokens: Tokens, segments_BT: Tensor | None = None) -> Tensor:
+        try:
+            x = self.tokens(ids_BT)
+        except IndexError:
+            worst = ids_BT.max() if ids_BT.max() >= self.tokens.num_embeddings else ids_BT.min()
+            raise InputError(
+                f"token id {int(worst)} is outside the vocabulary of {self.tokens.num_embeddings}; use the tokenizer that "
+                f"belongs to this model"
+            ) from None
+        if self.scale is not None:
+            x = x * torch.tensor(self.scale, dtype=x.dtype, device=x.device)
+        if self.segments is not None:
+            x = x + (self.segments.weight[0] if segments_BT is None else self.segments(segments_BT))
+        elif segments_BT is not None:
+            raise InputError("this model has no token types; leave segments out")
+        if self.positions is not None:
+            x = x + self.positions(tokens).to(x.dtype)
+        if self.norm is not None:
+            x = self.norm(x)
+        return F.dropout(x, self.dropout) if self.dropout and self.training else x

@@ -1,0 +1,51 @@
+"""The feed-forward: two matrices, or the gated three."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anyformer import spec
+from anyformer.parts.cache import LayerCache
+from anyformer.parts.context import Context
+from anyformer.parts.linear import SideBySide, lay_side_by_side, project
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+
+
+class FeedForward(SideBySide):
+    """down(act(up(x))) (Vaswani et al. 2017, eq. 2), or gated, down(act(gate(x)) · up(x)) (Shazeer 2020, eq. 5)."""
+
+    def __init__(self, feed_forward: spec.FeedForward, dim: int) -> None:
+        super().__init__()
+        hidden, bias = feed_forward.hidden, feed_forward.bias
+        self.gate = nn.Linear(dim, hidden, bias=bias) if feed_forward.gated else None
+        self.up = nn.Linear(dim, hidden, bias=bias)
+        self.down = nn.Linear(hidden, dim, bias=bias)
+        self.activation = ACTIVATIONS[feed_forward.activation]
+        self.dropout = feed_forward.dropout
+        lay_side_by_side(self.side_by_side())
+
+    def side_by_side(self) -> list[nn.Linear]:
+        return [self.up] if self.gate is None else [self.gate, self.up]
+
+    def forward(self, x_BTD: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
+        if self.gate is None:
+            hidden = self.activation(self.up(x_BTD))
+        else:
+            gate, up = project(x_BTD, (self.gate, self.up))
+            hidden = self.activation(gate) * up
+        if self.dropout and self.training:
+            hidden = F.dropout(hidden, self.dropout)
+        return self.down(hidden)

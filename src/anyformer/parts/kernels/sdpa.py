@@ -1,0 +1,41 @@
+"""torch's own scaled_dot_product_attention, fed only what it does exactly."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anyformer.parts.kernels.scores import Scores
+from anyformer.parts.masks import Visible
+
+
+def limits(q: Tensor, k: Tensor, visible: Visible, scores: Scores) -> str | None:
+    """What this kernel cannot do here, or None."""
+    if scores.soft_cap is not None:
+        return "it has no soft cap"
+    if scores.sinks is not None:
+        return "it has no sinks"
+    return None
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores) -> Tensor:
+    """[B, H, T, C] from queries [B, H, T, C], keys and values [B, K, S, C]."""
+    B, H, T, C = q.shape
+    K = k.shape[1]
+    bias = scores.bias
+    # is_causal is aligned top left: right only where queries and keys are the same tokens, as 'causal' promises.
+    causal = visible.form == "causal" and bias is None
+    added: Tensor | None = None
+    if bias is not None:
+        # On CPU the mask may stay float32 in a bfloat16 model, where -300.7 would round to -300.
+        added = visible.added(bias, q.dtype if q.is_cuda or q.dtype == torch.float64 else torch.float32)
+    elif not causal and visible.form != "everything":
+        added = visible.dense
+    if T == 1 and H != K and added is None:
+        # One query: the heads of a group become the queries of their key head, which reads its keys once.
+        grouped = F.scaled_dot_product_attention(
+            q.view(B, K, H // K, C), k, v, None, scores.dropout, scale=scores.scale
+        )
+        return grouped.reshape(B, H, 1, -1)
+    return F.scaled_dot_product_attention(q, k, v, added, scores.dropout, causal, scale=scores.scale, enable_gqa=H != K)
