@@ -1,0 +1,7 @@
+"""From a recipe and some text to a model: `train`, and what it is made of."""
+
+from anyformer.training.recipe import Recipe, read_recipe
+from anyformer.training.run import Result, train
+from anyformer.training.state import read_metrics
+
+__all__ = ["Recipe", "Result", "read_metrics", "read_recipe", "train"]

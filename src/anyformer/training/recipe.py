@@ -1,0 +1,270 @@
+"""A recipe: everything a training run is, as data. TOML on disk, strict: an unknown key is an error with its path.
+
+[run]       directory, seed
+[model]     preset | spec | from
+tokenizer   "bytes" | path | {train = {vocabulary = N}}
+[data]      train, validation, encoding, exclude, held_out
+[training]  objective; steps | tokens | minutes; batches; optimizer, schedule; precision; how often to look and save
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from anyformer.errors import TrainingError
+from anyformer.spec.base import Part, explain
+from anyformer.training.objectives import OBJECTIVES
+from anyformer.training.optimizers import OPTIMIZERS
+from anyformer.training.schedules import SCHEDULES
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Strings = tuple[str, ...]
+AnyPart = TypeVar("AnyPart", bound=Part)
+
+#: Keys of which a recipe has exactly one. Setting one of them from outside puts the others away.
+ALTERNATIVES = (
+    ("training.steps", "training.tokens", "training.minutes"),
+    ("model.preset", "model.spec", "model.from"),
+)
+
+
+def _one_or_many(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class Run(Part):
+    """Where the run lives, and the seed of everything random in it."""
+
+    directory: Path
+    seed: NonNegativeInt = 0
+
+
+class Model(Part):
+    """What is trained: a family's preset (`llama:tiny`), a spec (a table, or the path of a JSON file), both with fresh
+    weights, or a checkpoint to continue from.
+
+    A spec may leave out `embeddings.vocabulary`; a preset's is replaced: it becomes the tokenizer's.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    preset: str | None = None
+    spec: dict[str, Any] | str | None = None
+    source: str | None = Field(default=None, alias="from")
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        return _exactly_one(self, {"preset": self.preset, "spec": self.spec, "from": self.source})
+
+
+class TrainTokenizer(Part):
+    """Byte-level BPE trained on the training text, `vocabulary` tokens in all."""
+
+    vocabulary: PositiveInt
+
+
+class NewTokenizer(Part):
+    """A tokenizer that the run makes itself."""
+
+    train: TrainTokenizer
+
+
+class Data(Part):
+    """The text: files, folders, globs, as strings or lists of strings.
+
+    Without `validation`, about `held_out` of the training documents are held out. `encoding`: one, or several to try
+    in turn for each file. `exclude`: globs of files and folders that folders leave out.
+    """
+
+    train: Strings = Field(min_length=1)
+    validation: Strings | None = None
+    encoding: Strings = ("utf-8",)
+    exclude: Strings = ()
+    held_out: Share = 0.05
+
+    _lists = field_validator("train", "validation", "encoding", "exclude", mode="before")(_one_or_many)
+
+
+class Training(Part):
+    """How the weights are found.
+
+    - The length is `steps`, or `tokens`, or `minutes`: the last is measured on the machine before the first step and
+      becomes a fixed number of steps.
+    - A step takes `batch_tokens` tokens in windows of `sequence_length`, `micro_batch_tokens` at a time (memory), with
+      the same result.
+    - `warmup`: a number of steps, or a share of them all (0.05). `final`: the share of the learning rate left at last.
+    - `clip`: the largest gradient norm; 0 leaves gradients as they are.
+    - `precision`: of the products; weights, moments, norms and losses are float32 either way.
+    - `validate_every`, `checkpoint_every`: steps; by default a twentieth and a tenth of the run.
+    - `validate_tokens`: how much of the held-out text a validation reads, evenly spread.
+    - `skip_limit`: so many steps in a row with a non-finite loss or gradient end the run.
+    """
+
+    objective: str = "causal"
+    steps: PositiveInt | None = None
+    tokens: PositiveInt | None = None
+    minutes: PositiveFloat | None = None
+    batch_tokens: PositiveInt = 8192
+    micro_batch_tokens: PositiveInt | None = None
+    sequence_length: PositiveInt = 256
+    optimizer: str = "adamw"
+    learning_rate: PositiveFloat = 1e-3
+    schedule: str = "cosine"
+    warmup: NonNegativeInt | Share = 0.05
+    final: Annotated[float, Field(ge=0, le=1)] = 0.0
+    weight_decay: NonNegativeFloat = 0.1
+    clip: NonNegativeFloat = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    checkpoint_every: PositiveInt | None = None
+    checkpoint_keep: Annotated[int, Field(ge=2)] = 2
+    validate_every: PositiveInt | None = None
+    validate_tokens: PositiveInt = 262_144
+    skip_limit: PositiveInt = 10
+
+    @field_validator("objective", "optimizer", "schedule")
+    @classmethod
+    def _exists(cls, name: str, info: Any) -> str:
+        known = {"objective": OBJECTIVES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}[info.field_name]
+        if name not in known:
+            raise ValueError(f"'{name}' is not there (yet); this version has {', '.join(known)}")
+        return name
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for name in ("batch_tokens", "micro_batch_tokens"):
+            tokens = getattr(self, name)
+            if tokens is not None and tokens % self.sequence_length:
+                raise ValueError(f"{name}={tokens} is not a multiple of sequence_length={self.sequence_length}")
+        return _exactly_one(self, {"steps": self.steps, "tokens": self.tokens, "minutes": self.minutes})
+
+
+class Recipe(Part):
+    """A whole recipe. `tokenizer` is `"bytes"` (no training), the path of one, or one to train; it is left out where
+    the model comes from a checkpoint, which has its own."""
+
+    run: Run
+    model: Model
+    tokenizer: str | NewTokenizer | None = None
+    data: Data
+    training: Training
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.model.source is not None and self.tokenizer is not None:
+            raise ValueError("a model 'from' a checkpoint comes with its tokenizer; leave out the key 'tokenizer'")
+        return self
+
+    def to_data(self) -> dict[str, Any]:
+        """This recipe as plain data, by the keys of its TOML; `read_recipe` makes the same of it."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _exactly_one(part: AnyPart, alternatives: Mapping[str, Any]) -> AnyPart:
+    given = [name for name, value in alternatives.items() if value is not None]
+    if len(given) != 1:
+        raise ValueError(f"exactly one of {', '.join(alternatives)} is needed, not {' and '.join(given) or 'none'}")
+    return part
+
+
+def read_recipe(source: Recipe | Mapping[str, Any] | str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """A recipe from the path of a TOML file, from plain data, or as it is, with `overrides` such as
+    `training.steps=200` put in: dotted key, then a TOML value (what is not one is taken as a string).
+
+    An override of `training.steps`, `tokens` or `minutes` puts the other two away; so with `model.preset`, `spec` and
+    `from`. A spec given as a path is read, and paths of data become absolute, so that the recipe stands for itself.
+
+    Raises `TrainingError` naming the path of whatever does not fit.
+    """
+    what = "the recipe"
+    if isinstance(source, Recipe):
+        data = source.to_data()
+    elif isinstance(source, Mapping):
+        data = copy.deepcopy(dict(source))
+    else:
+        what, data = str(source), _read_toml(Path(source))
+    for override in overrides:
+        _put(data, override)
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        raise TrainingError(explain(error, what)) from None
+    return _standing_alone(recipe)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TrainingError(f"cannot read the recipe {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TrainingError(f"the recipe {path} is not TOML: {error}") from None
+
+
+def _put(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise TrainingError(f"cannot set '{override}'; write key=value, such as training.steps=200")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    for group in ALTERNATIVES:
+        if key in group:
+            for other in group:
+                _table(data, other).pop(other.rpartition(".")[2], None)
+    _table(data, key)[key.rpartition(".")[2]] = value
+
+
+def _table(data: dict[str, Any], key: str) -> dict[str, Any]:
+    """The table that a dotted key stands in, made where it is missing."""
+    for step in key.split(".")[:-1]:
+        data = data.setdefault(step, {})
+        if not isinstance(data, dict):
+            raise TrainingError(f"cannot set '{key}': '{step}' is a value in this recipe and has no keys")
+    return data
+
+
+def _standing_alone(recipe: Recipe) -> Recipe:
+    def absolute(references: Strings | None) -> Strings | None:
+        return references and tuple(str(Path(reference).expanduser().absolute()) for reference in references)
+
+    def absolute_if_there(reference: str) -> str:
+        path = Path(reference).expanduser()
+        return str(path.absolute()) if path.exists() else reference
+
+    model, data, tokenizer = recipe.model, recipe.data, recipe.tokenizer
+    if isinstance(tokenizer, str) and tokenizer != "bytes":
+        tokenizer = absolute_if_there(tokenizer)
+    if model.source is not None:
+        model = model.replace(source=absolute_if_there(model.source))
+    if isinstance(model.spec, str):
+        try:
+            model = model.replace(spec=json.loads(Path(model.spec).read_text(encoding="utf-8")))
+        except OSError as error:
+            raise TrainingError(f"cannot read model.spec: {model.spec}: {error.strerror}") from None
+        except ValueError as error:
+            raise TrainingError(f"model.spec: {model.spec} is not JSON: {error}") from None
+    return recipe.replace(
+        run=recipe.run.replace(directory=recipe.run.directory.expanduser()),
+        model=model,
+        tokenizer=tokenizer,
+        data=data.replace(train=absolute(data.train), validation=absolute(data.validation)),
+    )

@@ -1,0 +1,304 @@
+"""A run, from a recipe to a model: one loop, straight down, that can be stopped anywhere and goes on to the same bits.
+
+    for each step: update -> now and then a validation -> a row of metrics -> now and then a checkpoint
+
+A run that was killed and resumed ends in the same weights as one that was not, on the same machine with the same
+number of threads.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import platform
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from anyformer.errors import AnyformerError, TrainingError
+from anyformer.model import load
+from anyformer.model.building import best_device
+from anyformer.training.prepare import Text, check_model, prepare_text, starting_model
+from anyformer.training.progress import Display
+from anyformer.training.recipe import Recipe, read_recipe
+from anyformer.training.schedules import learning_rate
+from anyformer.training.state import Checkpoints, Counters, Metrics, read_json, read_metrics, write_json
+from anyformer.training.trainer import Trainer
+
+#: Before a run of so many minutes, the share of them spent on finding out how long a step takes.
+REHEARSAL = 0.03
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a run: its directory, which is a checkpoint; how far it got; the last losses.
+
+    `loss` and `validation_loss` are nats a token. `finished` is False where it was interrupted.
+    """
+
+    directory: Path
+    step: int
+    steps: int
+    tokens: int
+    elapsed: float
+    skipped: int
+    loss: float | None
+    validation_loss: float | None
+    validation_bits_per_byte: float | None
+    finished: bool
+
+
+def train(
+    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    *,
+    overrides: Iterable[str] = (),
+    resume: str | Path | None = None,
+    progress: bool = True,
+) -> Result:
+    """Train a model by a recipe (a path, plain data, or a `Recipe`; `overrides` such as `training.steps=200`), or
+    `resume` the run in a directory from its last whole checkpoint.
+
+    The first Ctrl-C lets the step end, saves, and returns; a second one stops at once. Raises `TrainingError` where
+    the recipe or the directory cannot be used, the disk is full, or the loss stays non-finite; `DataError` where the
+    text cannot be read.
+    """
+    began = time.monotonic()
+    display = Display(progress)
+    if (recipe is None) == (resume is None):
+        raise TrainingError("give either a recipe to start a run or the directory of a run to resume")
+    if resume is not None:
+        if list(overrides):
+            raise TrainingError("a resumed run keeps its recipe; nothing can be set")
+        directory = Path(resume)
+        recipe = _reopen(directory, display)
+    else:
+        assert recipe is not None
+        recipe = read_recipe(recipe, overrides)
+        directory = recipe.run.directory
+        _claim(directory, recipe)
+    try:
+        with torch.random.fork_rng():
+            return _run(recipe, directory, display, began)
+    except AnyformerError:
+        if resume is None:
+            _unclaim(directory)
+        raise
+    except OSError as error:
+        raise TrainingError(
+            f"the run stopped, for its files could not be written or read: {error}; what was saved is whole, so mend "
+            f"that and go on with: anyformer train --resume {directory}"
+        ) from error
+
+
+def _claim(directory: Path, recipe: Recipe) -> None:
+    """Make a directory a run's own."""
+    if (directory / "run.json").exists():
+        raise TrainingError(
+            f"{directory} holds a run already; go on with it: anyformer train --resume {directory}, or choose another "
+            f"run.directory"
+        )
+    if (directory / "model.safetensors").exists():
+        raise TrainingError(f"{directory} holds a model, which the run would replace; choose another run.directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / "run.json", {"recipe": recipe.to_data(), "environment": _environment()})
+
+
+def _unclaim(directory: Path) -> None:
+    """Leave nothing of a run that never took a step: what was wrong with its recipe can be mended and tried again."""
+    if (directory / "metrics.jsonl").exists():
+        return
+    (directory / "run.json").unlink(missing_ok=True)
+    shutil.rmtree(directory / "data", ignore_errors=True)
+    if not any(directory.iterdir()):
+        directory.rmdir()
+
+
+def _reopen(directory: Path, display: Display) -> Recipe:
+    """The recipe of a run, from its directory."""
+    if not (directory / "run.json").exists():
+        raise TrainingError(f"{directory} holds no run to resume (it has no run.json); start one with a recipe")
+    run = read_json(directory / "run.json")
+    then, now = run["environment"], _environment()
+    for name in then:
+        if then[name] != now.get(name):
+            display.note(f"{name} was {then[name]} and is {now.get(name)}: the rest may differ in the last bits")
+    return read_recipe(run["recipe"])
+
+
+def _environment() -> dict[str, Any]:
+    """What the bits of a run depend on besides its recipe."""
+    return {
+        "machine": platform.processor() or platform.machine(),
+        "device": str(best_device()),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _run(recipe: Recipe, directory: Path, display: Display, began: float) -> Result:
+    settings = recipe.training
+    check_model(recipe)
+    text = prepare_text(recipe, directory, display)
+    saved = Checkpoints(directory, settings.checkpoint_keep)
+    trainer, counters = _begin(recipe, text, saved, display)
+    began -= counters.elapsed
+    steps = _number_of_steps(recipe, directory, trainer, display)
+    validate_every = settings.validate_every or max(1, steps // 20)
+    checkpoint_every = settings.checkpoint_every or max(1, steps // 10)
+    metrics = Metrics(directory / "metrics.jsonl")
+    metrics.cut_back(counters.step)
+
+    def save() -> None:
+        metrics.sync()
+        saved.save(counters, trainer.write)
+
+    with metrics, display.steps(counters.step, steps) as show, _interruption() as interrupted:
+        for step in range(counters.step, steps):
+            rate = learning_rate(
+                step,
+                steps,
+                peak=settings.learning_rate,
+                schedule=settings.schedule,
+                warmup=settings.warmup,
+                final=settings.final,
+            )
+            update = trainer.update(step, rate)
+            is_last = step + 1 == steps
+            measured = trainer.validate() if is_last or (step + 1) % validate_every == 0 else {}
+            counters = replace(
+                counters,
+                step=step + 1,
+                tokens=counters.tokens + settings.batch_tokens,
+                elapsed=round(time.monotonic() - began, 3),
+                skipped=counters.skipped + update.skipped,
+                skipped_in_a_row=counters.skipped_in_a_row + 1 if update.skipped else 0,
+            )
+            row = {
+                "step": counters.step,
+                "tokens": counters.tokens,
+                "elapsed": counters.elapsed,
+                "loss": _finite(update.loss),
+                "gradient_norm": _finite(update.gradient_norm),
+                "learning_rate": rate,
+                **measured,
+            }
+            metrics.write(row)
+            show(row)
+            if counters.skipped_in_a_row == settings.skip_limit:
+                raise TrainingError(
+                    f"the loss or its gradient was not finite for {settings.skip_limit} steps in a row, up to step "
+                    f"{counters.step}; try a lower training.learning_rate, a longer warmup or precision 'float32'"
+                )
+            if is_last or interrupted() or counters.step % checkpoint_every == 0:
+                save()
+            if interrupted():
+                break
+
+    # Also of an interrupted run, so that what it has learned so far can be used as any model.
+    trainer.model.save(directory)
+    finished = counters.step == steps
+    if not finished:
+        display.note(f"stopped and saved at step {counters.step:,}; go on with: anyformer train --resume {directory}")
+    if counters.skipped:
+        display.note(f"{counters.skipped:,} steps were skipped for a loss or gradient that was not finite")
+    return _result(directory, counters, steps, finished)
+
+
+def _begin(recipe: Recipe, text: Text, saved: Checkpoints, display: Display) -> tuple[Trainer, Counters]:
+    """The trainer as the last whole checkpoint has it, or as the recipe begins."""
+    found = saved.newest_whole(display.note)
+    if found is None:
+        return Trainer(recipe, starting_model(recipe, text.tokenizer, best_device()), text), Counters()
+    path, counters = found
+    trainer = Trainer(recipe, load(path, torch.float32, best_device()), text)
+    trainer.read_moments(path)
+    display.note(f"resuming at step {counters.step:,} from {path}")
+    return trainer, counters
+
+
+def _number_of_steps(recipe: Recipe, directory: Path, trainer: Trainer, display: Display) -> int:
+    """The recipe's, or what its minutes come to; decided once, then kept in run.json."""
+    settings = recipe.training
+    run = read_json(directory / "run.json")
+    if "steps" not in run:
+        if settings.minutes is not None:
+            run["steps"] = _rehearse(recipe, trainer, settings.minutes * 60)
+            display.note(f"training.minutes={settings.minutes:g} comes to {run['steps']:,} steps on this machine")
+        else:
+            run["steps"] = settings.steps or math.ceil((settings.tokens or 0) / settings.batch_tokens)
+        write_json(directory / "run.json", run)
+    return run["steps"]
+
+
+def _rehearse(recipe: Recipe, trainer: Trainer, seconds: float) -> int:
+    """How many steps, with their validations, fit into `seconds`. A copy of the model is trained for a moment, so that
+    the run itself is the same as one that was told its number of steps."""
+    began = time.monotonic()
+    copied = Trainer(recipe, copy.deepcopy(trainer.model), trainer.text)
+    copied.update(0, 0.0)
+    times: list[float] = []
+    while len(times) < 3 or time.monotonic() - began < REHEARSAL * seconds:
+        start = time.monotonic()
+        copied.update(len(times), 0.0)
+        times.append(time.monotonic() - start)
+    start = time.monotonic()
+    copied.validate()
+    validation = time.monotonic() - start
+    left = seconds - (time.monotonic() - began)
+    settings = recipe.training
+    if settings.validate_every is None:
+        return max(1, int((left - 20 * validation) / median(times)))
+    return max(1, int((left - validation) / (median(times) + validation / settings.validate_every)))
+
+
+@contextmanager
+def _interruption() -> Iterator[Callable[[], bool]]:
+    """Within, the first Ctrl-C (or SIGTERM) is only noted; gives the function that says whether there was one."""
+    asked: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _result(directory: Path, counters: Counters, steps: int, finished: bool) -> Result:
+    rows = read_metrics(directory / "metrics.jsonl")
+    measured = next((row for row in reversed(rows) if "validation_loss" in row), {})
+    return Result(
+        directory=directory,
+        step=counters.step,
+        steps=steps,
+        tokens=counters.tokens,
+        elapsed=counters.elapsed,
+        skipped=counters.skipped,
+        loss=rows[-1]["loss"] if rows else None,
+        validation_loss=measured.get("validation_loss"),
+        validation_bits_per_byte=measured.get("validation_bits_per_byte"),
+        finished=finished,
+    )

@@ -1,0 +1,204 @@
+"""What a run leaves on disk, so that `kill -9` at any moment costs steps and nothing else.
+
+    RUN/run.json                     the recipe, the number of steps, where it began (machine, versions)
+    RUN/data/                        tokenizer and tokenised corpus
+    RUN/metrics.jsonl                a row a step
+    RUN/checkpoints/step-00000200/   a model directory like any other, and besides
+        optimizer.safetensors            moments, by parameter
+        state.json                       counters
+        manifest.json                    sha256 of every file, written last
+    RUN/model.safetensors ...        the finished model
+
+Everything is written aside (a name that begins with a dot), fsynced and renamed. Random numbers are functions of seed
+and step, so there is no generator to save. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from anyformer.errors import TrainingError
+
+
+@dataclass
+class Counters:
+    """Where a run stands after `step` steps: tokens seen, seconds spent, steps skipped (in all, and in a row)."""
+
+    step: int = 0
+    tokens: int = 0
+    elapsed: float = 0.0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Replace a JSON file in one move."""
+    aside = path.with_name(f".{path.name}.partial")
+    with aside.open("w", encoding="utf-8") as file:
+        json.dump(data, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)
+    _sync_directory(path.parent)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run. Raises `TrainingError` where it is broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TrainingError(f"{path} is not JSON any more: {error}") from None
+
+
+def write_directory(path: Path, write: Callable[[Path], None]) -> None:
+    """Make a directory appear whole: `write` fills one that stands aside, which is then fsynced and renamed. What
+    stood at `path` gives way."""
+    aside = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        write(aside)
+        for file in _files(aside):
+            _sync_file(file)
+        _sync_directory(aside)
+        shutil.rmtree(path, ignore_errors=True)
+        aside.rename(path)
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    _sync_directory(path.parent)
+
+
+class Checkpoints:
+    """The checkpoints of a run, the newest `keep` of them."""
+
+    def __init__(self, run: Path, keep: int = 2) -> None:
+        self.directory = run / "checkpoints"
+        self.keep = keep
+
+    def save(self, counters: Counters, write: Callable[[Path], None]) -> Path:
+        """Save a checkpoint: `write` puts model and moments into a directory; counters and manifest join them."""
+
+        def whole(directory: Path) -> None:
+            write(directory)
+            (directory / "state.json").write_text(json.dumps(asdict(counters), indent=2), encoding="utf-8")
+            sums = {file.relative_to(directory).as_posix(): _sha256(file) for file in _files(directory)}
+            (directory / "manifest.json").write_text(json.dumps({"sha256": sums}, indent=2), encoding="utf-8")
+
+        path = self.directory / f"step-{counters.step:08d}"
+        write_directory(path, whole)
+        for old in self.paths()[self.keep :]:
+            # Renamed first: half a checkpoint must not be found under a checkpoint's name.
+            doomed = old.rename(old.with_name(f".{old.name}.partial"))
+            shutil.rmtree(doomed, ignore_errors=True)
+        return path
+
+    def paths(self) -> list[Path]:
+        """All checkpoints, whole or not, the newest first."""
+        return sorted(self.directory.glob("step-*"), reverse=True)
+
+    def newest_whole(self, tell: Callable[[str], None]) -> tuple[Path, Counters] | None:
+        """The newest checkpoint whose files are all as its manifest says; each one passed over is told of by name."""
+        for path in self.paths():
+            try:
+                return path, _verified(path)
+            except TrainingError as error:
+                tell(f"{error}; going back to the one before")
+        return None
+
+
+def _verified(path: Path) -> Counters:
+    """The counters of a checkpoint. Raises `TrainingError` naming the first file that is not as saved."""
+    try:
+        sums = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["sha256"]
+        for name, expected in sums.items():
+            if _sha256(path / name) != expected:
+                raise TrainingError(f"the checkpoint {path} is damaged: {name} is not as it was saved")
+        return Counters(**json.loads((path / "state.json").read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise TrainingError(f"the checkpoint {path} is damaged: {Path(error.filename).name} is missing") from None
+    except TrainingError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise TrainingError(f"the checkpoint {path} is damaged: {error}") from None
+
+
+class Metrics:
+    """`metrics.jsonl`: a row a step, in the file as soon as the step is over."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def cut_back(self, step: int) -> None:
+        """Drop the rows beyond `step` and a torn last line, and open the file for more."""
+        kept = 0
+        if self.path.exists():
+            for line in self.path.read_bytes().splitlines(keepends=True):
+                row = _row(line)
+                if row is None or row["step"] > step:
+                    break
+                kept += len(line)
+            os.truncate(self.path, kept)
+        # Unbuffered: a row is in the file when `write` returns, and a failed one is not tried again at closing.
+        self._file = self.path.open("ab", buffering=0)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append a row."""
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        if self._file.write(line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+
+    def sync(self) -> None:
+        """See the rows so far onto the disk: a checkpoint must not outlive the rows before it."""
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a metrics file; a torn last line is left out."""
+    rows = (_row(line) for line in path.read_bytes().splitlines(keepends=True))
+    return [row for row in rows if row is not None]
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if line.endswith(b"\n") and isinstance(row, dict) and "step" in row else None
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    return (path for path in sorted(directory.rglob("*")) if path.is_file())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,116 @@
+"""The trainer: what a step does, a validation, and a checkpoint.
+
+    batch of step s -> micro-batches -> gradients, normalised by the step's targets -> clipped -> one update
+
+Everything that happens in step s follows from the recipe, the weights and moments, and s itself: there is no other
+state, so there is nothing else to save.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from anyformer.data import Loader, Window, Windows, spread
+from anyformer.model import Transformer
+from anyformer.training.objectives import OBJECTIVES, Batch
+from anyformer.training.optimizers import OPTIMIZERS, load_moments, moments, set_learning_rate
+from anyformer.training.prepare import Text
+from anyformer.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one step came to: its loss (nats a target), the norm of its gradient before clipping, was it skipped."""
+
+    loss: float
+    gradient_norm: float
+    skipped: bool
+
+
+class Trainer:
+    """A model with its optimizer, on its text: what a single step, a validation and a checkpoint do."""
+
+    def __init__(self, recipe: Recipe, model: Transformer, text: Text) -> None:
+        settings = recipe.training
+        self.settings, self.seed = settings, recipe.run.seed
+        self.objective = OBJECTIVES[settings.objective]
+        self.objective.check(model.spec)
+        self.model = model.train()
+        self.device = next(model.parameters()).device
+        self.optimizer = OPTIMIZERS[settings.optimizer](model, settings.learning_rate, settings.weight_decay)
+        rows = settings.batch_tokens // settings.sequence_length
+        self.micro_rows = (settings.micro_batch_tokens or settings.batch_tokens) // settings.sequence_length
+        self.loader = Loader(Windows(text.train, settings.sequence_length), rows, self.seed)
+        self.text = text
+        self.held_out = Windows(text.validation, settings.sequence_length)
+        self.targets_per_byte = text.validation.targets / text.validation.bytes
+
+    def update(self, step: int, rate: float) -> Update:
+        """Train on the batch of step `step` with learning rate `rate`. A loss or gradient that is not finite leaves
+        weights and moments as they were."""
+        torch.manual_seed(_seed(self.seed, step))
+        loss = self.gradients(self.loader.batch(step), np.random.default_rng((self.seed, step)))
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip or math.inf).item()
+        skipped = not (math.isfinite(loss) and math.isfinite(norm))
+        if not skipped:
+            set_learning_rate(self.optimizer, rate)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return Update(loss, norm, skipped)
+
+    def gradients(self, windows: Sequence[Window], generator: np.random.Generator) -> float:
+        """Leave the gradient of the mean loss over all targets of `windows` in the parameters; return that loss."""
+        batches = list(self._batches(windows, generator))
+        targets = max(1, sum(batch.target_count for batch in batches))
+        total = torch.zeros((), device=self.device)
+        for batch in batches:
+            with self._precision():
+                loss, added = self.objective.loss(self.model, batch.to(self.device))
+            ((loss + added) / targets).backward()
+            total += loss.detach() / targets
+        return total.item()
+
+    def validate(self) -> dict[str, float]:
+        """The loss on held-out text, in nats a target and in bits a byte of its UTF-8."""
+        wanted = max(1, self.settings.validate_tokens // self.settings.sequence_length)
+        windows = [self.held_out[index] for index in spread(len(self.held_out), wanted)]
+        total, targets = 0.0, 0
+        self.model.eval()
+        with torch.no_grad(), self._precision():
+            for batch in self._batches(windows, np.random.default_rng(self.seed)):
+                loss, _ = self.objective.loss(self.model, batch.to(self.device))
+                total, targets = total + loss.item(), targets + batch.target_count
+        self.model.train()
+        loss = total / targets
+        return {"validation_loss": loss, "validation_bits_per_byte": loss * self.targets_per_byte / math.log(2)}
+
+    def write(self, directory: Path) -> None:
+        """Write model and moments into a directory."""
+        self.model.save(directory)
+        save_file(moments(self.optimizer, self.model), directory / "optimizer.safetensors")
+
+    def read_moments(self, directory: Path) -> None:
+        """Take up the moments that `write` wrote."""
+        load_moments(self.optimizer, self.model, load_file(directory / "optimizer.safetensors"))
+
+    def _batches(self, windows: Sequence[Window], generator: np.random.Generator) -> Iterator[Batch]:
+        for begin in range(0, len(windows), self.micro_rows):
+            batch = self.objective.batch(windows[begin : begin + self.micro_rows], generator)
+            if batch.target_count:
+                yield batch
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16")
+
+
+def _seed(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0])
