@@ -1,0 +1,132 @@
+"""Files, folders, globs; encodings; holding out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from anyformer.data import Document, find_files, hold_out, read_documents, read_text
+from anyformer.errors import DataError
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder such as people have: text among other things."""
+    for name in ("b.txt", "a.md", "sub/c.py", ".hidden/d.txt", "__pycache__/e.txt", "site-packages/f.py", "test/g.py"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(name)
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x00\xff")
+    (tmp_path / "empty.py").touch()
+    return tmp_path
+
+
+def names(paths: list[Path], folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in paths]
+
+
+def test_a_folder_gives_its_text_files_in_a_fixed_order(folder: Path) -> None:
+    """Binary, empty, hidden and generated files stay out; the order is that of the paths."""
+    assert names(find_files(folder), folder) == ["a.md", "b.txt", "sub/c.py", "test/g.py"]
+
+
+def test_excluded_names_and_paths_stay_out_of_folders(folder: Path) -> None:
+    """`exclude` matches names and paths inside a folder."""
+    assert names(find_files(folder, exclude=["test", "sub/*.py"]), folder) == ["a.md", "b.txt"]
+
+
+def test_globs_and_files_come_in_the_order_named_and_once(folder: Path) -> None:
+    """References keep their order, a glob sorts its matches, and nothing comes twice."""
+    found = find_files([str(folder / "b.txt"), str(folder / "**" / "*.py"), folder])
+    assert names(found, folder) == ["b.txt", "empty.py", "site-packages/f.py", "sub/c.py", "test/g.py", "a.md"]
+
+
+def test_a_file_named_outright_is_taken_whatever_its_name(tmp_path: Path) -> None:
+    """Suffixes count only where a folder is searched."""
+    (tmp_path / "notes").write_text("text")
+    assert find_files(str(tmp_path / "notes")) == [tmp_path / "notes"]
+
+
+@pytest.mark.parametrize("reference", ["missing.txt", "none/*.txt"])
+def test_what_is_not_there_is_named(tmp_path: Path, reference: str) -> None:
+    """A reference that stands for nothing is an error, not an empty data set."""
+    with pytest.raises(DataError, match=f"nothing found at .*{reference.split('/')[0]}"):
+        find_files(str(tmp_path / reference))
+
+
+def test_a_folder_without_text_and_no_reference_at_all_are_errors(tmp_path: Path) -> None:
+    """Both say what was looked for."""
+    with pytest.raises(DataError, match="no text files in the folder"):
+        find_files(tmp_path)
+    with pytest.raises(DataError, match="no data was named"):
+        find_files([])
+
+
+def test_bytes_that_are_not_utf_8_are_named_with_their_offset(tmp_path: Path) -> None:
+    """File, byte, offset and the way out stand in one sentence; the stated encoding then reads it."""
+    path = tmp_path / "old.txt"
+    path.write_bytes(b"Cr\xe8me")
+    with pytest.raises(DataError, match=r"old.txt is not utf-8: byte 0xe8 at offset 2 .*--encoding \(data.encoding\)"):
+        read_text(path)
+    assert read_text(path, ["latin-1"]) == "Crème"
+
+
+def test_several_encodings_are_tried_in_turn_for_each_file(tmp_path: Path) -> None:
+    """A folder of UTF-8 and Latin-1 files can be read, each as what it is."""
+    (tmp_path / "new.txt").write_text("Crème", encoding="utf-8")
+    (tmp_path / "old.txt").write_text("Crème", encoding="latin-1")
+    documents = read_documents(find_files(tmp_path), ["utf-8", "latin-1"])
+    assert [document.text for document in documents] == ["Crème", "Crème"]
+
+
+def test_an_unknown_encoding_is_refused(tmp_path: Path) -> None:
+    """Python's own complaint would name neither key nor way out."""
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(DataError, match="no text encoding 'latin-9000'"):
+        read_text(tmp_path / "a.txt", ["latin-9000"])
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the Gutenberg texts, which are not part of the repository")
+def test_a_real_latin_1_book_is_refused_until_its_encoding_is_stated() -> None:
+    """Shakespeare's Caesar, as distributed, is Latin-1."""
+    book = SHARED / "gutenberg" / "shakespeare-caesar.txt"
+    with pytest.raises(DataError, match=r"shakespeare-caesar.txt is not utf-8: byte 0x.. at offset \d+"):
+        read_text(book)
+    assert "The Tragedie of Julius Caesar" in read_text(book, ["latin-1"])
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    """Windows editors begin UTF-8 files with one."""
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfabc")
+    assert read_text(tmp_path / "a.txt") == "abc"
+
+
+def test_an_empty_file_named_outright_is_an_error(tmp_path: Path) -> None:
+    """It was asked for, so it was not meant to be empty."""
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(DataError, match=r"empty.txt is empty"):
+        list(read_documents(find_files(tmp_path / "empty.txt")))
+
+
+def test_whole_documents_are_held_out_by_their_text_alone() -> None:
+    """Order and names do not matter, copies stay together, and the share is about what was asked."""
+    documents = [Document(str(i), f"text {i % 500}") for i in range(1000)]
+    parted = list(hold_out(documents, 0.1, whole=True))
+    chosen = {document.text for document in parted if document.split == "validation"}
+    assert chosen.isdisjoint(document.text for document in parted if document.split == "train")
+    assert {
+        document.text for document in hold_out(reversed(documents), 0.1, whole=True) if document.split != "train"
+    } == chosen
+    assert 20 < len(chosen) < 90
+
+
+def test_few_documents_each_give_their_end() -> None:
+    """Cut at a line break, nothing lost; a document without one stays whole."""
+    text = "".join(f"line {i}\n" for i in range(100))
+    head, tail, short = hold_out([Document("a", text), Document("b", "one line")], 0.1, whole=False)
+    assert head.text + tail.text == text and head.split == "train" and tail.split == "validation"
+    assert head.text.endswith("\n") and 0.05 < len(tail.text) / len(text) <= 0.1
+    assert short == Document("b", "one line")

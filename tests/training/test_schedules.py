@@ -1,0 +1,45 @@
+"""Learning rates over a run."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anyformer.training.schedules import SCHEDULES, learning_rate
+
+
+@given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 500), st.integers(0, 100), st.floats(0, 1))
+def test_rates_rise_to_the_peak_and_never_rise_after(schedule: str, steps: int, warmup: int, final: float) -> None:
+    """Warm-up in equal steps, then monotone, never beyond the peak nor below what is to be left."""
+    rates = [
+        learning_rate(step, steps, peak=0.5, schedule=schedule, warmup=warmup, final=final) for step in range(steps)
+    ]
+    for step, rate in enumerate(rates[:warmup]):
+        assert rate == pytest.approx(0.5 * (step + 1) / warmup)
+    falling = rates[warmup:]
+    assert falling == sorted(falling, reverse=True)
+    assert not falling or falling[0] == 0.5
+    assert all(0.5 * final * (1 - 1e-12) <= rate <= 0.5 for rate in falling)
+
+
+def test_each_schedule_is_its_formula() -> None:
+    """Half-way between peak and what is left, a quarter of the way, and just before the end."""
+
+    def rate(schedule: str, step: int) -> float:
+        return learning_rate(step, 100, peak=1.0, schedule=schedule, final=0.1)
+
+    assert [rate("constant", step) for step in (0, 50, 99)] == [1.0, 1.0, 1.0]
+    assert [rate("linear", step) for step in (0, 25, 50)] == pytest.approx([1.0, 0.775, 0.55])
+    assert [rate("cosine", step) for step in (0, 25, 50)] == pytest.approx(
+        [1.0, 0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2, 0.55]
+    )
+
+
+def test_a_float_warmup_is_a_share_of_the_steps() -> None:
+    """0.1 of 50 steps are 5."""
+    shares = [learning_rate(step, 50, peak=1.0, schedule="linear", warmup=0.1) for step in range(50)]
+    counted = [learning_rate(step, 50, peak=1.0, schedule="linear", warmup=5) for step in range(50)]
+    assert shares == counted and shares[4] == 1.0 > shares[3]
