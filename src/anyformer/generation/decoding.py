@@ -62,7 +62,7 @@ def steps(
 ) -> Iterator[Tensor]:
     """Yield the next id of each row, [B], until all have ended or `max_new_tokens` are there; `pad` after an end.
 
-    prompt [B, T] is what the decoder has read before (with an encoder: its start token); `valid` says which are not
+    prompt [B, T] is what the decoder has read before (with an encoder: its start token); `valid` says which are no
     padding. `cache` continues an earlier conversation: the prompt is then only what is new. Raises `InputError` where
     the prompt alone is longer than the positions that the model has learned.
     """
@@ -74,8 +74,8 @@ def steps(
     if model.positions is not None:
         if cache.length + length > model.positions:
             raise InputError(
-                f"the prompt has {cache.length + length} tokens, but the model has learned {model.positions} positions; "
-                f"shorten it"
+                f"the prompt has {cache.length + length} tokens, but the model has learned {model.positions} "
+                f"positions; shorten it"
             )
         most = min(most, model.positions - cache.length - length + 1)
     generator = None
@@ -84,22 +84,24 @@ def steps(
     eos = torch.tensor(settings.eos, device=prompt.device)
     pad = settings.pad if settings.pad is not None else (settings.eos[0] if settings.eos else 0)
     seen = prompt if settings.repetition_penalty != 1.0 else None
-    logits = None
-    for start in range(0, length, PREFILL):
-        piece = slice(start, start + PREFILL)
-        first = {"source": source, "source_valid": source_valid} if start == 0 else {}
-        logits = model.next_logits(prompt[:, piece], cache, valid=None if valid is None else valid[:, piece], **first)
-    assert logits is not None
+    pieces = [slice(start, start + PREFILL) for start in range(0, length, PREFILL)]
+    for piece in pieces[:-1]:
+        model.next_logits(prompt[:, piece], cache, valid=_cut(valid, piece), source=source, source_valid=source_valid)
+        source = source_valid = None
+    ids, real = prompt[:, pieces[-1]], _cut(valid, pieces[-1])
     ended = torch.zeros(rows, dtype=torch.bool, device=prompt.device)
-    for step in range(most):
-        if step:
-            logits = model.next_logits(ids[:, None], cache)
-        ids = next_token(logits, settings, seen, generator)
-        ids = torch.where(ended, pad, ids)
-        yield ids
-        if seen is not None:
-            seen = torch.cat((seen, ids[:, None]), 1)
+    for _ in range(most):
+        logits = model.next_logits(ids, cache, valid=real, source=source, source_valid=source_valid)
+        source = source_valid = real = None
+        new = torch.where(ended, pad, next_token(logits, settings, seen, generator))
+        yield new
+        ids = new[:, None]
+        seen = None if seen is None else torch.cat((seen, ids), 1)
         if settings.eos:
-            ended = ended | torch.isin(ids, eos)
+            ended = ended | torch.isin(new, eos)
             if bool(ended.all()):
                 return
+
+
+def _cut(valid: Tensor | None, piece: slice) -> Tensor | None:
+    return None if valid is None else valid[:, piece]

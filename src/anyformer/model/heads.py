@@ -21,7 +21,7 @@ LARGEST_LOGITS = 1 << 24
 class Head(nn.Module):
     """What reads the hidden states. `forward` gives logits; `loss` the summed cross-entropy of the targets."""
 
-    output: nn.Module
+    output: nn.Linear
 
     def forward(self, hidden: Tensor, tokens: Tokens) -> Tensor:
         raise NotImplementedError
@@ -33,9 +33,7 @@ class Head(nn.Module):
             return _cross_entropy(self(hidden, tokens), targets), (targets != IGNORED).sum()
         rows, wanted = hidden.flatten(0, 1), targets.flatten()
         count = (wanted != IGNORED).sum()
-        vocabulary = self.output.weight.shape[0]
-        assert isinstance(vocabulary, int)
-        step = max(1, LARGEST_LOGITS // vocabulary)
+        step = max(1, LARGEST_LOGITS // self.output.out_features)
         if len(rows) <= step:
             return _cross_entropy(self(rows, tokens), wanted), count
 

@@ -130,73 +130,28 @@ class Transformer(nn.Module):
         Raises `InputError` for ids outside the vocabulary, positions beyond those learned, and inputs that do not fit
         the shape of the model.
         """
-        if cache is None:
-            return self._forward(
-                tokens,
-                source,
-                valid,
-                source_valid,
-                documents,
-                source_documents,
-                positions,
-                segments,
-                prefix,
-                None,
-                targets,
-                last,
-            )
-        with torch.no_grad():
-            return self._forward(
-                tokens,
-                source,
-                valid,
-                source_valid,
-                documents,
-                source_documents,
-                positions,
-                segments,
-                prefix,
-                cache,
-                targets,
-                last,
-            )
-
-    def _forward(
-        self,
-        tokens: Tensor,
-        source: Tensor | None,
-        valid: Tensor | None,
-        source_valid: Tensor | None,
-        documents: Lengths | Tensor | None,
-        source_documents: Lengths | Tensor | None,
-        positions: Tensor | None,
-        segments: Tensor | None,
-        prefix: Tensor | None,
-        cache: Cache | None,
-        targets: Tensor | None,
-        last: bool,
-    ) -> Output:
-        if tokens.dim() != 2:
-            raise InputError(f"tokens must be [B, T], not {list(tokens.shape)}; add the batch dimension")
-        prefix = None if prefix is None else prefix[:, None]
-        if cache is not None:
-            if documents is not None or positions is not None:
-                raise InputError("a cache counts positions itself; leave documents and positions out, or the cache")
-            queries = cache.queries(tokens.shape[1], valid, prefix)
-        else:
-            queries = tokens_of(tokens, valid, documents, positions, prefix)
-        encoded, source_tokens = self._source(source, source_valid, source_documents, cache)
-        context = Context(queries, source=encoded, source_tokens=source_tokens, cache=cache)
-        hidden = self.output_stack(tokens, context, segments)
-        if cache is not None:
-            cache.advance(queries)
-        auxiliary = sum(context.auxiliary) if context.auxiliary else 0.0
-        if self.head is None:
-            return Output(hidden, auxiliary_loss=auxiliary)
-        if targets is not None:
-            total, count = self.head.loss(hidden, queries, targets)
-            return Output(hidden, None, total / count.clamp(min=1), count, auxiliary)
-        return Output(hidden, self.head(hidden[:, -1:] if last else hidden, queries), auxiliary_loss=auxiliary)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
+            if tokens.dim() != 2:
+                raise InputError(f"tokens must be [B, T], not {list(tokens.shape)}; add the batch dimension")
+            prefix = None if prefix is None else prefix[:, None]
+            if cache is not None:
+                if documents is not None or positions is not None:
+                    raise InputError("a cache counts positions itself; leave documents and positions out, or the cache")
+                queries = cache.queries(tokens.shape[1], valid, prefix)
+            else:
+                queries = tokens_of(tokens, valid, documents, positions, prefix)
+            encoded, source_tokens = self._source(source, source_valid, source_documents, cache)
+            context = Context(queries, source=encoded, source_tokens=source_tokens, cache=cache)
+            hidden = self.output_stack(tokens, context, segments)
+            if cache is not None:
+                cache.advance(queries)
+            auxiliary = sum(context.auxiliary) if context.auxiliary else 0.0
+            if self.head is None:
+                return Output(hidden, auxiliary_loss=auxiliary)
+            if targets is not None:
+                total, count = self.head.loss(hidden, queries, targets)
+                return Output(hidden, None, total / count.clamp(min=1), count, auxiliary)
+            return Output(hidden, self.head(hidden[:, -1:] if last else hidden, queries), auxiliary_loss=auxiliary)
 
     def _source(
         self, source: Tensor | None, valid: Tensor | None, documents: Lengths | Tensor | None, cache: Cache | None
@@ -234,8 +189,8 @@ class Transformer(nn.Module):
         return out.logits[:, -1]
 
     def new_cache(self, batch_size: int, capacity: int | None = None) -> Cache:
-        """A cache for `batch_size` rows: it grows as needed, or holds `capacity` tokens; a sliding window's is a ring of
-        the window's size either way. Raises `InputError` for a model that cannot decode step by step."""
+        """A cache for `batch_size` rows: it grows as needed, or holds `capacity` tokens; a sliding window's is a ring
+        of the window's size either way. Raises `InputError` for a model that cannot decode step by step."""
         if self.decoder is None:
             raise InputError("an encoder sees all tokens at once and needs no cache; call the model without one")
         for mixer in self.spec.output.attentions():
@@ -408,7 +363,7 @@ def _right(ids: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Left-padded rows turned to right-padded ones, as encoders are used to."""
     if valid is None:
         return ids, None
-    order = (~valid).long().argsort(1, stable=True)
+    order = torch.argsort((~valid).long(), dim=1, stable=True)
     return ids.gather(1, order), valid.gather(1, order)
 
 

@@ -1,1 +1,1 @@
-"""Plain modules and functions that know no model: positions, masks, attention, kernels, caches, feed-forwards, norms."""
+"""Plain modules and functions that know no model: positions, masks, attention, caches, norms."""

@@ -91,7 +91,7 @@ class Attention(SideBySide):
     def self_heads(
         self, x_BTD: Tensor, context: Context, cache: LayerCache | None
     ) -> tuple[Tensor, Tensor, Tensor, Tokens]:
-        """Queries [B, H, T, C], keys and values [B, K, S, C] (those of earlier calls included), and the keys' tokens."""
+        """Queries [B, H, T, C], keys and values [B, K, S, C] (earlier calls' included), and the keys' tokens."""
         q, k, v = project(x_BTD, (self.query, self.key, self.value))
         if self.norm_width and self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)

@@ -56,7 +56,7 @@ class LayerCache:
         self.crossed: tuple[Tensor, Tensor] | None = None
 
     def extend(self, plan: Plan, most: int | None, *new: Tensor) -> tuple[Tensor, ...]:
-        """Take in `new` (each [B, heads, T, channels]); the tensors that attention is to read, in `plan.keys`' order."""
+        """Take in `new` (each [B, heads, T, channels]); what attention is to read, in the order of `plan.keys`."""
         self._reserve(plan, most, new)
         return tuple(_HOW[plan.how](store, plan, tensor) for store, tensor in zip(self.stored, new, strict=True))
 
@@ -149,8 +149,8 @@ class Cache:
         Raises `InputError` if they do not fit the capacity."""
         if self.capacity is not None and self.length + T > self.capacity:
             raise InputError(
-                f"the cache holds {self.capacity} tokens and has {self.length}; {T} more do not fit: make one with a larger "
-                f"capacity, or with none"
+                f"the cache holds {self.capacity} tokens and has {self.length}; {T} more do not fit: make one with a "
+                f"larger capacity, or with none"
             )
         self.prefix = prefix if prefix is not None else self.prefix
         if valid is None and self.counts is None:

@@ -34,8 +34,8 @@ class Embeddings(nn.Module):
         except IndexError:
             worst = ids_BT.max() if ids_BT.max() >= self.tokens.num_embeddings else ids_BT.min()
             raise InputError(
-                f"token id {int(worst)} is outside the vocabulary of {self.tokens.num_embeddings}; use the tokenizer that "
-                f"belongs to this model"
+                f"token id {int(worst)} is outside the vocabulary of {self.tokens.num_embeddings}; use the tokenizer "
+                f"that belongs to this model"
             ) from None
         if self.scale is not None:
             x = x * torch.tensor(self.scale, dtype=x.dtype, device=x.device)

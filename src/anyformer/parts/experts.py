@@ -81,8 +81,8 @@ class Experts(nn.Module):
         return torch.einsum("nef,edf,ne->nd", hidden, self.down, weight_NE)
 
     def balance_loss(self, shares_NE: Tensor, chosen_NK: Tensor, valid: Tensor | None) -> Tensor:
-        """E · Σ_e f_e · P_e (Fedus et al. 2022, eq. 4 to 6): f the fraction of choices that fell on an expert, P its mean
-        probability, over the tokens that are not padding. 1 when perfectly balanced."""
+        """E · Σ_e f_e · P_e (Fedus et al. 2022, eq. 4 to 6): f the fraction of choices that fell on an expert, P its
+        mean probability, over the tokens that are not padding. 1 when perfectly balanced."""
         choices_NE = F.one_hot(chosen_NK, self.experts).sum(1).float() / self.top_k
         if valid is None:
             return self.experts * (choices_NE.mean(0) * shares_NE.mean(0)).sum()

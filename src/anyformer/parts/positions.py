@@ -53,11 +53,12 @@ class LearnedPositions(nn.Embedding):
         super().__init__(position.size + position.offset, dim)
         self.size, self.offset = position.size, position.offset
 
-    def forward(self, tokens: Tokens) -> Tensor:
+    def forward(self, input: Tokens) -> Tensor:  # type: ignore[override]
+        tokens = input
         if tokens.high is not None and tokens.high >= self.size:
             raise InputError(
-                f"the text reaches position {tokens.high + 1}, but the model has learned {self.size} positions; shorten "
-                f"it, or use a model whose positions are not learned"
+                f"the text reaches position {tokens.high + 1}, but the model has learned {self.size} positions; "
+                f"shorten it, or use a model whose positions are not learned"
             )
         return super().forward(tokens.position + self.offset)
 

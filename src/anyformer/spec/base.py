@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from anyformer.errors import SpecError
 
 
-class Part(BaseModel):
+class Part(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """A piece of a spec: immutable, comparable, hashable; an unknown key is an error that names its path."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def to_json(self) -> str:
         """This spec as JSON; `from_json` gives back an equal one."""

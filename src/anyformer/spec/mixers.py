@@ -17,7 +17,7 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh"]
 
 
-class Norm(Part):
+class Norm(Part, frozen=True):
     """Layer normalisation (Ba et al. 2016), or its root-mean-square form (Zhang & Sennrich 2019).
 
     `unit_offset`: the stored weight is w in (1 + w), as Gemma has it. `bias` and `unit_offset` belong to one kind each.
@@ -40,7 +40,7 @@ class Norm(Part):
         return self
 
 
-class Mixer(Part):
+class Mixer(Part, frozen=True):
     """Base of all mixers. A family with a mixer of its own subclasses this in its file and calls `register_mixer`."""
 
     kind: str
@@ -74,7 +74,7 @@ class Mixer(Part):
         return {name: prod(shape) for name, shape in self.shapes(dim).items()}
 
 
-class Attention(Mixer):
+class Attention(Mixer, frozen=True):
     """Scaled dot-product attention (Vaswani et al. 2017, eq. 1) in every form in use.
 
     - `heads` query heads share `kv_heads` key/value heads: equal numbers are multi-head attention, 1 is multi-query
@@ -150,7 +150,7 @@ class Attention(Mixer):
         return shapes
 
 
-class FeedForward(Mixer):
+class FeedForward(Mixer, frozen=True):
     """Two matrices with an activation between (Vaswani et al. 2017, eq. 2), or the gated form of three
     (Shazeer 2020): down(activation(gate(x)) · up(x)). `hidden` is F, the width between."""
 
@@ -169,7 +169,7 @@ class FeedForward(Mixer):
         return shapes | linear_shapes("down", dim, self.hidden, self.bias)
 
 
-class MixtureOfExperts(Mixer):
+class MixtureOfExperts(Mixer, frozen=True):
     """A router sends each token to `top_k` of `experts` feed-forwards and sums them by weight (Shazeer et al. 2017,
     eq. 2; Mixtral, Jiang et al. 2024).
 

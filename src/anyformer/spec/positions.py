@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from anyformer.spec.base import Part
 
 
-class Llama3Scaling(Part):
+class Llama3Scaling(Part, frozen=True):
     """Llama 3.1's stretched rotary frequencies: low ones divided by `factor`, high ones kept, a ramp between."""
 
     kind: Literal["llama3"] = "llama3"
@@ -22,7 +22,7 @@ class Llama3Scaling(Part):
 RotaryScaling = Annotated[Llama3Scaling, Field()]
 
 
-class Rotary(Part):
+class Rotary(Part, frozen=True):
     """Rotary position embedding (Su et al. 2021, eq. 34): queries and keys turned by an angle per position.
 
     `dim` is how many of each head's channels turn (None: all). `interleaved` pairs channels (0,1), (2,3) ... as the
@@ -36,7 +36,7 @@ class Rotary(Part):
     scaling: RotaryScaling | None = None
 
 
-class Alibi(Part):
+class Alibi(Part, frozen=True):
     """Attention with linear biases (Press et al. 2022): a head's score falls linearly with distance.
 
     Slopes are the geometric sequence 2^(-8/n), 2^(-16/n) ...; for a number of heads that is not a power of two, the
@@ -47,7 +47,7 @@ class Alibi(Part):
     max_bias: PositiveFloat = 8.0
 
 
-class RelativeBuckets(Part):
+class RelativeBuckets(Part, frozen=True):
     """T5's learned bias per head and bucket of distance (Raffel et al. 2020, section 2.1).
 
     Half of the buckets count single steps, the other half grow logarithmically up to `max_distance`.
@@ -72,7 +72,7 @@ class RelativeBuckets(Part):
 AttentionPosition = Annotated[Rotary | Alibi | RelativeBuckets, Field(discriminator="kind")]
 
 
-class Sinusoidal(Part):
+class Sinusoidal(Part, frozen=True):
     """Fixed sine and cosine waves added to the embeddings (Vaswani et al. 2017, section 3.5).
 
     `interleaved` alternates sine and cosine channels as the paper writes them; otherwise all sines stand before all
@@ -84,7 +84,7 @@ class Sinusoidal(Part):
     interleaved: bool = True
 
 
-class Learned(Part):
+class Learned(Part, frozen=True):
     """A learned vector per position, added to the embeddings; positions from `size` on do not exist.
 
     The vector of position p stands in row p + `offset` of a table with `size + offset` rows (RoBERTa: its padding id

@@ -14,7 +14,7 @@ from anyformer.spec.positions import EmbeddingPosition, RelativeBuckets
 Placement = Literal["pre", "post", "output", "both"]
 
 
-class Branch(Part):
+class Branch(Part, frozen=True):
     """One step along the residual stream x: a mixer f with its norm n, placed
 
         pre     x + f(n(x))            GPT-2, T5, LLaMA
@@ -36,7 +36,7 @@ class Branch(Part):
         return self.mixer.name
 
 
-class Block(Part):
+class Block(Part, frozen=True):
     """A layer: branches one after the other, or (`parallel`) all from the same input, their outputs summed.
 
     `repeat`: how many layers in a row this entry of a stack's pattern stands for.
@@ -59,7 +59,7 @@ class Block(Part):
         return self
 
 
-class Embeddings(Part):
+class Embeddings(Part, frozen=True):
     """What turns token ids into the first residual stream: a table of `vocabulary` rows, then, each where given, a
     factor `scale`, added positions, added token types (`segments` of them), a norm, dropout."""
 
@@ -71,7 +71,7 @@ class Embeddings(Part):
     dropout: Probability = 0.0
 
 
-class Stack(Part):
+class Stack(Part, frozen=True):
     """Embeddings, `depth` layers and a final norm. Layer i is entry i of `pattern` (repeats spelled out), cyclically.
 
     `relative` is one bucket table that all self-attention of the stack shares (T5). `dropout` follows the final norm.
@@ -109,7 +109,7 @@ class Stack(Part):
                     yield branch.mixer
 
 
-class LanguageModelHead(Part):
+class LanguageModelHead(Part, frozen=True):
     """Logits over the vocabulary. `tied`: the matrix is the embedding table. `scale` multiplies the hidden states
     first (T5's d^-½); `soft_cap` c bounds logits by c·tanh(l/c)."""
 
@@ -120,7 +120,7 @@ class LanguageModelHead(Part):
     soft_cap: PositiveFloat | None = None
 
 
-class MaskedLanguageModelHead(Part):
+class MaskedLanguageModelHead(Part, frozen=True):
     """BERT's head (Devlin et al. 2019, appendix): a dense layer, activation, norm, then logits over the vocabulary."""
 
     kind: Literal["masked_language_model"] = "masked_language_model"
@@ -130,7 +130,7 @@ class MaskedLanguageModelHead(Part):
     norm: Norm
 
 
-class SequenceClassificationHead(Part):
+class SequenceClassificationHead(Part, frozen=True):
     """`labels` logits per sequence, read at its first, last or mean token; `activation` puts a dense layer before."""
 
     kind: Literal["sequence_classification"] = "sequence_classification"
@@ -141,7 +141,7 @@ class SequenceClassificationHead(Part):
     dropout: Probability = 0.0
 
 
-class TokenClassificationHead(Part):
+class TokenClassificationHead(Part, frozen=True):
     """`labels` logits per token."""
 
     kind: Literal["token_classification"] = "token_classification"
@@ -150,7 +150,7 @@ class TokenClassificationHead(Part):
     dropout: Probability = 0.0
 
 
-class EmbeddingHead(Part):
+class EmbeddingHead(Part, frozen=True):
     """No logits: the hidden states are what is wanted, pooled to one vector a sequence by `Transformer.embed`."""
 
     kind: Literal["embedding"] = "embedding"
@@ -164,7 +164,7 @@ Head = Annotated[
 ]
 
 
-class Initialization(Part):
+class Initialization(Part, frozen=True):
     """How fresh weights are drawn: matrices from a normal of deviation `std` (None: 1/√inputs of each matrix); those
     that write to the residual stream divided by √(2·depth) with `depth_scaled` (GPT-2); biases zero, norms one."""
 
@@ -173,7 +173,7 @@ class Initialization(Part):
     depth_scaled: bool = False
 
 
-class Transformer(Part):
+class Transformer(Part, frozen=True):
     """A whole model: an encoder, a decoder, or both, and a head.
 
     `context` is the length the model was trained for, where known: it informs plans and messages; only learned

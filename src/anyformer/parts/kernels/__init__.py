@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import ModuleType
 
 import torch
@@ -29,19 +30,35 @@ KERNELS: dict[str, ModuleType] = {
 #: Above this many scores at a time, tiles instead of the whole matrix.
 LARGEST_MATRIX = 1 << 24
 
-_chosen: str = "auto"
+
+@dataclass
+class Use:
+    """A kernel chosen by name, and what became of it: how often it served, and why it could not."""
+
+    kernel: ModuleType
+    name: str
+    fall_back: bool
+    served: int = 0
+    refused: set[str] = field(default_factory=set)
+
+
+_chosen: Use | None = None
 
 
 @contextmanager
-def use(name: str) -> Iterator[None]:
-    """Within this block, the kernel `name` serves all attention ("auto": whichever fits best). Raises `KernelError`
-    if there is none of that name, and, when it is asked for something that it cannot do, says what."""
+def use(name: str, fall_back: bool = False) -> Iterator[Use | None]:
+    """Within this block, the kernel `name` serves all attention ("auto": whichever fits best).
+
+    Where it is asked for something that it cannot do, `KernelError` says what, or, with `fall_back`, the reference
+    serves instead. Raises `KernelError` if no kernel is called that.
+    """
     global _chosen
     if name != "auto" and name not in KERNELS:
         raise KernelError(f"no attention kernel is called '{name}'; there are auto, {', '.join(KERNELS)}")
-    before, _chosen = _chosen, name
+    before = _chosen
+    _chosen = None if name == "auto" else Use(KERNELS[name], name, fall_back)
     try:
-        yield
+        yield _chosen
     finally:
         _chosen = before
 
@@ -54,13 +71,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores) ->
 
 
 def _kernel(q: Tensor, k: Tensor, visible: Visible, scores: Scores) -> ModuleType:
-    if _chosen != "auto":
-        reason = KERNELS[_chosen].limits(q, k, visible, scores)
-        if reason is not None:
+    if _chosen is not None:
+        reason = _chosen.kernel.limits(q, k, visible, scores)
+        if reason is None:
+            _chosen.served += 1
+            return _chosen.kernel
+        if not _chosen.fall_back:
             raise KernelError(
-                f"the kernel '{_chosen}' cannot serve this attention: {reason}; use 'auto' or 'reference'"
+                f"the kernel '{_chosen.name}' cannot serve this attention: {reason}; use 'auto' or 'reference'"
             )
-        return KERNELS[_chosen]
+        _chosen.refused.add(reason)
+        return reference
     if visible.form == "band" and banded.limits(q, k, visible, scores) is None:
         return banded
     if sdpa.limits(q, k, visible, scores) is None:
@@ -73,12 +94,17 @@ def _kernel(q: Tensor, k: Tensor, visible: Visible, scores: Scores) -> ModuleTyp
 def _documents(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores) -> Tensor:
     """Packed documents one by one: never a dense mask, and no work on pairs that cannot see each other."""
     lengths = [length for length, _ in visible.parts]
-    spans = zip(*(x.transpose(1, 2).flatten(0, 1).split(lengths) for x in (q, k, v)), strict=True)
+    queries, keys, values = (x.transpose(1, 2).flatten(0, 1).split(lengths) for x in (q, k, v))
     out = [
-        attend(*(x.transpose(0, 1)[None] for x in span), part, scores)[0].transpose(0, 1)
-        for span, (_, part) in zip(spans, visible.parts, strict=True)
+        attend(_alone(a), _alone(b), _alone(c), part, scores)[0].transpose(0, 1)
+        for a, b, c, (_, part) in zip(queries, keys, values, visible.parts, strict=True)
     ]
     return torch.cat(out).unflatten(0, (q.shape[0], -1)).transpose(1, 2)
+
+
+def _alone(x: Tensor) -> Tensor:
+    """[n, H, C] -> [1, H, n, C]."""
+    return x.transpose(0, 1)[None]
 
 
 __all__ = ["KERNELS", "Scores", "attend", "use"]

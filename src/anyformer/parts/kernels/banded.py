@@ -57,9 +57,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores) ->
             step = max(1, LARGEST_TILES // (q.shape[0] * q.shape[1] * block * keys.shape[3]))
         for at in range(start, stop, step):
             part = slice(at, min(at + step, stop))
-            out.append(
-                _unbatch(kernel.attend(*(_batch(x[:, :, part]) for x in (queries, keys, values)), tile, scores), q)
-            )
+            one_each = [_batch(x[:, :, part]) for x in (queries, keys, values)]
+            out.append(_unbatch(kernel.attend(one_each[0], one_each[1], one_each[2], tile, scores), q))
     return torch.cat(out, 2).flatten(2, 3)[:, :, :T]
 
 

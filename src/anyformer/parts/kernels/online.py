@@ -38,7 +38,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores, ti
 
 
 def _row(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores, span: slice, tile: int) -> Tensor:
-    B, H, T, C = q.shape
+    B, H, T, _ = q.shape
     group = H // k.shape[1]
     wide = torch.promote_types(q.dtype, torch.float32)
     queries = visible.q[span]
