@@ -68,7 +68,7 @@ def _head(head: Head, dim: int, vocabulary: int) -> Shapes:
             dense = linear_shapes("dense", dim, dim, bias=True) | norm_shapes("norm", head.norm, dim)
             return dense | _output(vocabulary, dim, head.tied, head.bias)
         case "sequence_classification":
-            dense = {} if head.activation is None else linear_shapes("dense", dim, dim, head.bias)
+            dense = {} if head.activation is None else linear_shapes("dense", dim, dim, bias=True)
             return dense | linear_shapes("output", head.labels, dim, head.bias)
         case "token_classification":
             return linear_shapes("output", head.labels, dim, head.bias)

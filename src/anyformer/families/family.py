@@ -1,0 +1,163 @@
+"""A family: everything that is particular to one line of models, as data in one file.
+
+    config.json  --read-->  spec  --write-->  config.json
+    saved tensor names  <--table-->  our parameter names
+
+A family is called with a size to get a spec: `families.llama("135m")`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from pydantic import ValidationError
+
+from anyformer.errors import SpecError
+from anyformer.families.config import Config, head_attributes
+from anyformer.families.difference import Difference, differences
+from anyformer.families.names import Table
+from anyformer.spec import EmbeddingHead, Mixer, Norm, Stack, Transformer
+from anyformer.spec.base import Part, explain
+
+M = TypeVar("M", bound=Mixer)
+P = TypeVar("P", bound=Part)
+
+
+@dataclass(frozen=True)
+class GgufSource:
+    """What a family reads a GGUF file by: its metadata under the architecture's own prefix (`llama.block_count` is
+    `block_count`), the shapes of its tensors (rows first), and the values of a small one."""
+
+    metadata: Config
+    shapes: Mapping[str, tuple[int, ...]]
+    values: Callable[[str], list[float]]
+
+
+@dataclass(frozen=True)
+class Gguf:
+    """How a family stands in GGUF files of one `architecture`.
+
+    `read` gives the config.json attributes that the file's metadata amount to; `tensors` is the table of its names.
+    A file whose metadata hold every key of `requires` prefers this family to one that requires less.
+    """
+
+    architecture: str
+    read: Callable[[GgufSource], dict[str, Any]]
+    tensors: Callable[[Transformer], Table]
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """One line of models.
+
+    - `architectures`: transformers' class names and the kind of head that each means, the usual one first.
+    - `presets`: sizes, as the config.json attributes that tell them apart.
+    - `read` and `write`: from attributes to the spec and back; `write` raises `SpecError` for a spec of another form.
+    - `tensors`: the table of names; `prefix` is what its names begin with except in files of the bare base model.
+    - `tied`: whether the output matrix is the embedding table is said by the config, or seen in the file (T5).
+    - `defaults`: attributes that mean nothing at this value and are refused at any other; `ignored`: attributes that
+      change nothing, with the reason.
+    - `generation`: what generation assumes where no file says it.
+    """
+
+    name: str
+    title: str
+    paper: str
+    model_types: tuple[str, ...]
+    architectures: Mapping[str, str]
+    presets: Mapping[str, Mapping[str, Any]]
+    read: Callable[[Config], Transformer]
+    write: Callable[[Transformer], dict[str, Any]]
+    tensors: Callable[[Transformer], Table]
+    prefix: str = ""
+    tied: Literal["config", "file"] = "config"
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    gguf: Gguf | None = None
+
+    def __call__(self, size: str, **attributes: Any) -> Transformer:
+        """The spec of a published (or `tiny`) size; `attributes` of config.json override the preset's.
+
+        Raises `SpecError` naming the sizes there are.
+        """
+        if size not in self.presets:
+            raise SpecError(f"{self.name} has no size '{size}'; there are {', '.join(self.presets)}")
+        return self.parse({**self.presets[size], **attributes}, where=f"{self.name}:{size}")[0]
+
+    def parse(
+        self, attributes: Mapping[str, Any], *, where: str = "config.json", ignore: Iterable[str] = ()
+    ) -> tuple[Transformer, dict[str, str]]:
+        """The spec of a config.json, and its ignored attributes with their reasons.
+
+        Raises `SpecError` naming any attribute that is missing, unfit or unknown; those named in `ignore` count as
+        absent.
+        """
+        ignore = set(ignore)
+        kept = {name: value for name, value in attributes.items() if name not in ignore}
+        config = Config(kept, where, self._head_kind(kept.get("architectures"), where))
+        config.taken |= {"architectures", "model_type"}
+        try:
+            spec = self.read(config)
+        except ValidationError as error:
+            raise SpecError(f"{where}: {explain(error, error.title)}") from None
+        reasons = config.finish(self.defaults, self.ignored)
+        return spec, reasons | {name: "as you asked" for name in attributes if name in ignore}
+
+    def express(self, spec: Transformer) -> dict[str, Any]:
+        """The config.json attributes of a spec.
+
+        Raises `SpecError` naming each part of the spec that has no counterpart in this family's format. What only
+        guides training (`difference.GUIDANCE`) may be lost: it changes nothing in what the weights compute.
+        """
+        try:
+            attributes = self._attributes(spec)
+            again = self.parse(attributes)[0]
+        except SpecError as error:
+            raise SpecError(f"the {self.name} format cannot express this model: {error}") from None
+        # How embeddings are pooled stands beside config.json, in the files of sentence-transformers.
+        bare = spec.replace(head=EmbeddingHead()) if isinstance(spec.head, EmbeddingHead) else spec
+        if lost := differences(bare, again, guidance=False):
+            listed = "; ".join(str(difference) for difference in lost[:5])
+            raise SpecError(f"the {self.name} format has no counterpart for {listed}")
+        return attributes
+
+    def lost(self, spec: Transformer) -> list[Difference]:
+        """What this family's format would not keep of a spec that it can `express`: guidance for training."""
+        return differences(spec, self.parse(self._attributes(spec))[0])
+
+    def _attributes(self, spec: Transformer) -> dict[str, Any]:
+        names = [name for name, kind in self.architectures.items() if kind == spec.head.kind]
+        if not names:
+            raise SpecError(f"it has no head of kind '{spec.head.kind}'")
+        fixed = {"architectures": names[:1], "model_type": self.model_types[0]}
+        return {**fixed, **head_attributes(spec.head), **self.write(spec)}
+
+    def _head_kind(self, architectures: Any, where: str) -> str:
+        name = architectures[0] if isinstance(architectures, list) and architectures else next(iter(self.architectures))
+        if name not in self.architectures:
+            raise SpecError(
+                f"{where}: the architecture {name!r} is not known; {self.name} has {', '.join(self.architectures)}"
+            )
+        return self.architectures[name]
+
+
+def branch(stack: Stack | None, name: str, mixer: type[M]) -> tuple[M, Norm]:
+    """The mixer of a stack's branch of that name, and its norm, for a family's `write`.
+
+    Raises `SpecError` where the spec is of another form.
+    """
+    for candidate in stack.pattern[0].branches if stack is not None else ():
+        if candidate.name == name and isinstance(candidate.mixer, mixer) and isinstance(candidate.norm, Norm):
+            return candidate.mixer, candidate.norm
+    raise SpecError(f"it knows no layers without a normalised {mixer.__name__} called '{name}'")
+
+
+def given(value: Any, kind: type[P], what: str) -> P:
+    """`value` if it is of that kind, for a family's `write`; raises `SpecError` where the spec has something else."""
+    if not isinstance(value, kind):
+        raise SpecError(f"it needs {what}")
+    return value
