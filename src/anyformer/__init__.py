@@ -22,7 +22,7 @@ _HOME = {
     "train": "anyformer.training",
     "verify": "anyformer.inspection",
 }
-_ROOMS = ("spec", "families", "planning", "parts", "model", "checkpoints", "text", "data", "training", "generation")
+_ROOMS = ("errors", "spec", "families", "planning", "parts", "model", "checkpoints", "text", "data", "training", "generation")
 
 if TYPE_CHECKING:
     from anyformer import families as families
