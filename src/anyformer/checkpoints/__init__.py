@@ -1,0 +1,7 @@
+"""Checkpoints: directories and files to spec, tensors and all that belongs to them, and back. Builds no module."""
+
+from anyformer.checkpoints.checkpoint import Carried, Checkpoint
+from anyformer.checkpoints.directory import expressible, write
+from anyformer.checkpoints.opening import open
+
+__all__ = ["Carried", "Checkpoint", "expressible", "open", "write"]

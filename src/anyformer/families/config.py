@@ -4,7 +4,7 @@ stated reason; anything else is refused by name."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from anyformer.errors import SpecError
@@ -127,9 +127,13 @@ class Config:
     `head_kind` is the kind of head that `architectures` asks for. Every method raises `SpecError` naming the attribute.
     """
 
-    def __init__(self, attributes: Mapping[str, Any], where: str, head_kind: str | None = None, path: str = "") -> None:
+    def __init__(
+        self, attributes: Mapping[str, Any], where: str, head_kind: str | None = None, path: str = "", root: str = ""
+    ) -> None:
         self.attributes = dict(attributes)
-        self.where, self.head_kind, self.path = where, head_kind, path
+        self.where, self.head_kind = where, head_kind
+        #: What stands before an attribute's name in messages, and the outermost attribute that holds this object.
+        self.path, self.root = path, root
         self.taken: set[str] = set()
         self.sections: dict[str, Config] = {}
 
@@ -175,7 +179,8 @@ class Config:
     def section(self, name: str) -> Config:
         """An attribute that is an object, to be accounted for in the same way; empty where there is none."""
         value = self._typed((name,), {}, lambda value: isinstance(value, dict), "an object")
-        return self.sections.setdefault(name, Config(value, self.where, path=f"{self.path}{name}."))
+        section = Config(value, self.where, path=f"{self.path}{name}.", root=self.root or name)
+        return self.sections.setdefault(name, section)
 
     def expect(self, name: str, wanted: Any) -> None:
         """Refuse an attribute unless it is absent or has this value."""
@@ -206,23 +211,25 @@ class Config:
             self.refuse(f"the family reads no head of kind '{self.head_kind}'")
         return wanted[0]
 
-    def finish(self, defaults: Mapping[str, Any], ignored: Mapping[str, str]) -> dict[str, str]:
-        """Account for whatever was not taken. Gives the ignored attributes with the reason of each."""
+    def finish(
+        self, defaults: Mapping[str, Any], ignored: Mapping[str, str], elsewhere: Iterable[str] = ()
+    ) -> dict[str, str]:
+        """Account for whatever was not taken: at its default, ignored for a reason, or read `elsewhere`. Gives the
+        ignored attributes with the reason of each."""
         for section in self.sections.values():
             section.finish({}, {})
-        reasons = {**IGNORED, **ignored} if not self.path else {}
-        for name, wanted in ({**DEFAULTS, **defaults} if not self.path else {}).items():
-            if name not in self.taken and name not in ignored:
+        for name, wanted in defaults.items():
+            if name not in self.taken:
                 self.expect(name, wanted)
-        known = self.taken | reasons.keys() | (GENERATION if not self.path else set())
+        known = self.taken.union(ignored, elsewhere)
         if unknown := [name for name in self.attributes if name not in known]:
             listed = ", ".join(f"'{self.path}{name}'" for name in unknown)
             self.refuse(f"no such attribute is known: {listed}", ignorable=unknown[0])
-        return {name: reasons[name] for name in self.attributes if name in reasons}
+        return {name: ignored[name] for name in self.attributes if name in ignored}
 
-    def refuse(self, message: str, ignorable: str | None = None) -> NoReturn:
+    def refuse(self, message: str, ignorable: str = "") -> NoReturn:
         """Raise `SpecError`, saying where, and how to go on regardless."""
-        advice = f" (ignore=['{self.path.split('.')[0] or ignorable}'] loads it all the same)" if ignorable else ""
+        advice = f" (ignore=['{self.root or self.path + ignorable}'] loads it all the same)" if ignorable else ""
         raise SpecError(f"{self.where}: {message}{advice}")
 
     def _typed(self, names: tuple[str, ...], default: Any, fits: Callable[[Any], bool], what: str) -> Any:

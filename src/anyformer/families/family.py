@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import ValidationError
 
 from anyformer.errors import SpecError
-from anyformer.families.config import Config, head_attributes
+from anyformer.families.config import DEFAULTS, GENERATION, IGNORED, Config, head_attributes
 from anyformer.families.difference import Difference, differences
 from anyformer.families.names import Table
 from anyformer.spec import EmbeddingHead, Mixer, Norm, Stack, Transformer
@@ -104,8 +104,9 @@ class Family:
             spec = self.read(config)
         except ValidationError as error:
             raise SpecError(f"{where}: {explain(error, error.title)}") from None
-        reasons = config.finish(self.defaults, self.ignored)
-        return spec, reasons | {name: "as you asked" for name in attributes if name in ignore}
+        ignored = {**IGNORED, **self.ignored}
+        defaults = {name: value for name, value in {**DEFAULTS, **self.defaults}.items() if name not in ignored}
+        return spec, config.finish(defaults, ignored, elsewhere=GENERATION)
 
     def express(self, spec: Transformer) -> dict[str, Any]:
         """The config.json attributes of a spec.

@@ -1,0 +1,69 @@
+"""Writing files so that they are there whole or not at all: aside, synced to the disk, renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from anyformer.errors import CheckpointError
+
+_MARK = ".saving-"
+
+
+@contextmanager
+def staged(directory: Path) -> Iterator[Path]:
+    """A fresh directory to write into; when the block ends well its files take the place of those in `directory`.
+
+    A new directory appears in one rename. In one that exists, each file is replaced by a rename, and what else lies
+    there stays. Where the block fails nothing has changed; `CheckpointError` if the disk is what failed.
+    """
+    exists = directory.is_dir()
+    if directory.exists() and not exists:
+        raise CheckpointError(f"{directory} is a file; name a directory to save into")
+    home, prefix = (directory, _MARK) if exists else (directory.parent, f".{directory.name}{_MARK}")
+    stage = None
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        for left_over in home.glob(f"{prefix}*"):
+            shutil.rmtree(left_over, ignore_errors=True)
+        stage = Path(tempfile.mkdtemp(prefix=prefix, dir=home))
+        yield stage
+        files = sorted(path for path in stage.rglob("*") if path.is_file())
+        for path in files:
+            _sync(path)
+        if exists:
+            for path in files:
+                target = directory / path.relative_to(stage)
+                target.parent.mkdir(exist_ok=True)
+                path.replace(target)
+            _sync(directory)
+        else:
+            stage.chmod(0o777 & ~_umask())
+            stage.rename(directory)
+            _sync(home)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{directory} cannot be written: {reason}; nothing there was changed") from error
+    finally:
+        if stage is not None:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
