@@ -1,0 +1,202 @@
+"""What a model costs, read off its spec: parameters, FLOPs and bytes. No module is built, no torch imported.
+
+A FLOP is one addition or one multiplication, so a product of [m, k] and [k, n] is 2·m·k·n of them. Only products are
+counted, as torch's own counter does: norms, activations and softmax are far below a hundredth of the work.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+
+from anyformer.errors import SpecError
+from anyformer.planning.shapes import shapes
+from anyformer.spec import (
+    Attention,
+    Block,
+    LanguageModelHead,
+    Learned,
+    MaskedLanguageModelHead,
+    Mixer,
+    MixtureOfExperts,
+    SequenceClassificationHead,
+    TokenClassificationHead,
+    Transformer,
+)
+
+#: Bytes of a number of each dtype.
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+#: The context that costs are counted at where neither the caller nor the spec names one.
+CONTEXT = 2048
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers that a model holds, each counted once.
+
+    active     those that one token meets: of a mixture's experts, the `top_k` chosen
+    embedding  the tables of tokens, positions and segments (a head of its own not among them)
+    parts      the total by part: embeddings, attention, feed_forward, norms ...
+    """
+
+    total: int
+    active: int
+    embedding: int
+    parts: dict[str, int]
+
+
+def parameters(spec: Transformer) -> Parameters:
+    """The parameters of the model that `spec` describes; exactly those of the one that `model.build` makes."""
+    parts: Counter[str] = Counter()
+    for name, shape in shapes(spec).items():
+        parts[_part(name)] += prod(shape)
+    idle = sum(_idle(block, stack.dim) for stack in spec.stacks().values() for block in stack.layers())
+    return Parameters(parts.total(), parts.total() - idle, parts["embeddings"], dict(parts))
+
+
+def _part(name: str) -> str:
+    """Which part a parameter is of, by its name: decoder.layers.3.attention.query.weight is of attention."""
+    steps = name.split(".")
+    if steps[0] == "head":
+        return "head"
+    part = steps[3] if steps[1] == "layers" else steps[1]
+    if part.endswith("norm"):
+        return "norms"
+    return "attention" if part == "relative" else part
+
+
+def _idle(block: Block, dim: int) -> int:
+    """How many numbers of a layer a token does not meet."""
+    mixers = [branch.mixer for branch in block.branches]
+    return sum(
+        prod(shape) - used(mixer, shape) for mixer in mixers for shape in mixer.shapes(dim).values() if len(shape) == 3
+    )
+
+
+def used(mixer: Mixer, shape: tuple[int, ...]) -> int:
+    """How many numbers of a mixer's parameter one token meets: of weights [E, .., ..] those of `top_k` experts."""
+    if isinstance(mixer, MixtureOfExperts) and len(shape) == 3:
+        return prod(shape) * mixer.top_k // mixer.experts
+    return prod(shape)
+
+
+def forward_flops(
+    spec: Transformer, tokens: int, *, source: int | None = None, cached: int = 0, dense: bool = False
+) -> dict[str, int]:
+    """FLOPs of one forward pass over a row of `tokens` tokens, by part.
+
+    - `source`: the source's tokens of an encoder-decoder; as many as `tokens` unless given.
+    - `cached`: how many tokens before these a cache holds. The encoder and the keys it gives to cross-attention are
+      then in there too.
+    - `dense`: count the pairs of query and key that a mask hides as well, as a kernel that masks after computing does
+      (and torch's counter with it). Otherwise exactly those that may see each other.
+
+    The parts are the mixers' names (their matrices), `scores` (queries with keys, and weights with values, in all
+    attention) and `head`. A prefix mask is counted without a prefix.
+    """
+    source = tokens if source is None else source
+    flops: Counter[str] = Counter()
+    for name, stack in spec.stacks().items():
+        encodes = name == "encoder" and spec.decoder is not None
+        if encodes and cached:
+            continue
+        length = source if encodes else tokens
+        crossing = 0 if cached else source
+        for block in stack.layers():
+            for mixer in (branch.mixer for branch in block.branches):
+                flops[mixer.name] += _matrix_flops(mixer, stack.dim, spec, length, crossing)
+                flops["scores"] += pairs(mixer, length, cached, source, dense) * _pair_flops(mixer)
+    flops["head"] += _head_flops(spec, tokens)
+    return dict(flops)
+
+
+def _matrix_flops(mixer: Mixer, dim: int, spec: Transformer, tokens: int, source: int) -> int:
+    """FLOPs of a mixer's matrices: those of keys and values of cross-attention read the source."""
+    flops = 0
+    for name, shape in mixer.shapes(dim, spec.encoder.dim if spec.encoder is not None else None).items():
+        crosses = isinstance(mixer, Attention) and mixer.source == "cross" and name in ("key.weight", "value.weight")
+        if len(shape) > 1 and not name.startswith("relative"):
+            flops += 2 * used(mixer, shape) * (source if crosses else tokens)
+    return flops
+
+
+def _pair_flops(mixer: Mixer) -> int:
+    """FLOPs for each query and key that meet: their product, and the share of the value, in every head."""
+    return 4 * mixer.heads * mixer.head_dim if isinstance(mixer, Attention) else 0
+
+
+def pairs(mixer: Mixer, tokens: int, cached: int = 0, source: int = 0, dense: bool = False) -> int:
+    """How many (query, key) pairs of `tokens` queries may see each other, after `cached` tokens; with `dense`, how many
+    pairs there are."""
+    if not isinstance(mixer, Attention):
+        return 0
+    if mixer.source == "cross":
+        return tokens * source
+    everything = cached + tokens
+    if dense:
+        return tokens * everything
+    left, right = mixer.window or (None, None)
+    right = 1 if mixer.visibility != "full" else right
+    behind = _climb(everything, left) - _climb(cached, left)
+    ahead = _climb(tokens, right) - tokens
+    return behind + ahead
+
+
+def _climb(tokens: int, most: int | None) -> int:
+    """1 + 2 + 3 ... of so many terms, none above `most`."""
+    rising = tokens if most is None else min(tokens, most)
+    return rising * (rising + 1) // 2 + (tokens - rising) * rising
+
+
+def _head_flops(spec: Transformer, tokens: int) -> int:
+    dim = spec.output.dim
+    match spec.head:
+        case LanguageModelHead():
+            return 2 * tokens * dim * spec.output.embeddings.vocabulary
+        case MaskedLanguageModelHead():
+            return 2 * tokens * dim * (dim + spec.output.embeddings.vocabulary)
+        case SequenceClassificationHead() as head:
+            return 2 * dim * (head.labels + (0 if head.activation is None else dim))
+        case TokenClassificationHead() as head:
+            return 2 * tokens * dim * head.labels
+        case _:
+            return 0
+
+
+def weight_bytes(spec: Transformer, dtype: str = "bfloat16") -> int:
+    """Bytes of all weights in `dtype`."""
+    return parameters(spec).total * size_of(dtype)
+
+
+def kv_bytes(spec: Transformer, tokens: int, *, source: int | None = None, dtype: str = "bfloat16") -> int:
+    """Bytes of the keys and values of one row of `tokens` tokens: a window keeps no more than it can look back.
+
+    With an encoder, those of a source as long as `tokens` too, unless `source` says how long it is. 0 for an encoder.
+    """
+    layers = spec.decoder.layers() if spec.decoder is not None else []
+    mixers = [branch.mixer for block in layers for branch in block.branches]
+    return size_of(dtype) * sum(_kept(mixer, tokens, tokens if source is None else source) for mixer in mixers)
+
+
+def _kept(mixer: Mixer, tokens: int, source: int) -> int:
+    if not isinstance(mixer, Attention):
+        return 0
+    horizon = mixer.window[0] if mixer.window is not None else None
+    kept = source if mixer.source == "cross" else tokens if horizon is None else min(tokens, horizon)
+    return 2 * mixer.kv_heads * mixer.head_dim * kept
+
+
+def size_of(dtype: str) -> int:
+    """Bytes of a number of this dtype. Raises `SpecError` naming those there are."""
+    if dtype not in BYTES:
+        raise SpecError(f"there is no dtype '{dtype}' to count bytes in; there are {', '.join(BYTES)}")
+    return BYTES[dtype]
+
+
+def default_context(spec: Transformer) -> int:
+    """The context to count costs at where the caller names none: the one trained for, else the positions learned."""
+    if spec.context is not None:
+        return spec.context
+    position = spec.output.embeddings.position
+    return position.size if isinstance(position, Learned) else CONTEXT
