@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from anyformer.parts.cache import Cache
 PREFILL = 2048
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """What the loop needs of a model."""
 
