@@ -52,6 +52,8 @@ def _nothing_there(reference: str) -> str:
             f"there is no '{reference}' on this machine, and names on the hub are not loaded yet; get it first "
             f"(hf download {reference} --local-dir DIRECTORY) and name the directory"
         )
+    if ":" in reference:
+        return f"there is no file '{reference}', and no family of its name: {', '.join(registry.registered())}"
     return f"there is no file or directory '{reference}'"
 
 

@@ -85,10 +85,13 @@ def of_gguf(architecture: str, metadata: Mapping[str, Any], where: str) -> Famil
     return max(fitting, key=lambda pair: pair[0])[1]
 
 
-def preset(reference: str) -> Transformer:
-    """The spec that `family:size` names, as in `llama:135m`. Raises `SpecError` naming what there is."""
-    name, _, size = reference.partition(":")
-    return named(name)(size)
+def preset(reference: str) -> Transformer | None:
+    """The spec that `family:size` names, as in `llama:135m`; None if the reference does not begin with a family.
+
+    Raises `SpecError` naming the family's sizes if it has no such size.
+    """
+    name, separator, size = reference.partition(":")
+    return registered()[name](size) if separator and name in registered() else None
 
 
 @cache

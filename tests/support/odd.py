@@ -1,0 +1,132 @@
+"""Odd random models of any family, here and in transformers: sizes that divide oddly, everything optional switched on.
+
+Nothing here knows a family. A family's `tiny` preset is changed at random, and a change stays if the family's own
+format can express it; so a family is tested in all that it claims by being registered.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anyformer.errors import SpecError
+from anyformer.families import Family, registered
+from anyformer.spec import Transformer
+
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
+
+
+def architectures() -> list[tuple[str, str]]:
+    """(family, transformers class) for every class that both sides know."""
+    transformers = reference()
+    pairs = [(family.name, name) for family in registered().values() for name in family.architectures]
+    return [(family, name) for family, name in pairs if hasattr(transformers, name)]
+
+
+def reference() -> Any:
+    """transformers, kept quiet."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def odd_spec(family: Family, seed: int, architecture: str | None = None) -> Transformer:
+    """A small random spec that the family's format can express."""
+    chance = random.Random(seed)
+    name = architecture or next(iter(family.architectures))
+    spec = family("tiny", architectures=[name])
+    for change in changes(chance, seed):
+        try:
+            changed = Transformer.from_data(apply(spec.model_dump(), change))
+            family.express(changed)
+        except SpecError:
+            continue
+        spec = changed
+    return spec
+
+
+def changes(chance: random.Random, seed: int) -> Iterator[dict[str, dict[str, Any]]]:
+    """Random changes, as {what kind of part: fields to set}; sizes first, as later ones depend on them. What is one of
+    two, such as tied or not, goes by the seed, so that two seeds see both."""
+    heads, width = chance.choice((3, 5, 6)), chance.choice((6, 10, 14))
+    attention = {"heads": heads, "kv_heads": heads, "head_dim": width}
+    sizes = {"stack": {"dim": heads * width, "depth": chance.choice((1, 2, 3))}, "attention": attention}
+    yield sizes
+    yield {**sizes, "language_model": {"scale": (heads * width) ** -0.5}}
+    yield {"embeddings": {"vocabulary": chance.choice((67, 101, 131))}}
+    yield {"attention": {"kv_heads": 3 if heads == 6 else 1}}
+    yield {"attention": {"head_dim": width + 2}}
+    yield {"feed_forward": {"hidden": chance.choice((19, 33, 50))}}
+    yield {"feed_forward": {"activation": chance.choice(ACTIVATIONS), "gated": chance.random() < 0.5}}
+    yield {"feed_forward": {"activation": chance.choice(ACTIVATIONS)}}
+    yield {"attention": {"bias": True, "output_bias": True}}
+    yield {"feed_forward": {"bias": True}}
+    for kind in ("rms", "layer"):
+        yield {kind: {"eps": chance.choice((1e-3, 1e-4))}}
+    size = 80 + chance.randrange(7)
+    yield {"learned": {"size": size}, "transformer": {"context": size}}
+    yield {"learned": {"size": 83, "offset": chance.randrange(1, 4)}, "transformer": {"context": 83}}
+    yield {"embeddings": {"segments": 3}}
+    yield {"relative_buckets": {"buckets": 2 * chance.randrange(5, 9), "max_distance": 40 + chance.randrange(50)}}
+    yield {"decoder": {"depth": chance.choice((1, 3))}}
+    yield {"rotary": {"base": chance.choice((500.0, 1e6))}}
+    if seed % 2:
+        scaling = {"kind": "llama3", "factor": 3.0, "low": 1.0, "high": 4.0, "original_context": 32}
+        yield {"rotary": {"scaling": scaling}}
+    yield {"language_model": {"tied": bool(seed % 2)}}
+    yield {"masked_language_model": {"tied": bool(seed % 2)}}
+    if seed % 4 > 1:
+        yield {"language_model": {"scale": None}}
+    for head in ("sequence_classification", "token_classification"):
+        yield {head: {"labels": chance.randrange(3, 7)}}
+
+
+def apply(data: Any, change: dict[str, dict[str, Any]], name: str = "transformer") -> Any:
+    """`data` with the fields of every part whose kind, or whose name in the spec, is in `change`."""
+    if isinstance(data, list | tuple):
+        return [apply(item, change, "") for item in data]
+    if not isinstance(data, dict):
+        return data
+    data = {key: apply(value, change, key) for key, value in data.items()}
+    kinds = [data.get("kind"), name, "stack" if name in ("encoder", "decoder") else None]
+    for kind in kinds:
+        data |= change.get(kind, {}) if kind is not None else {}
+    return data
+
+
+def reference_model(family: Family, spec: Transformer, architecture: str, seed: int, **attributes: Any) -> Any:
+    """The same model in transformers, every parameter at random (its own start leaves biases at nought)."""
+    transformers = reference()
+    said = {**family.express(spec), "architectures": [architecture], "pad_token_id": 0, **attributes}
+    if "pad_token_id" in family.write(spec):
+        said["pad_token_id"] = family.write(spec)["pad_token_id"]
+    config = transformers.AutoConfig.for_model(**said)
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = getattr(transformers, architecture)(config).eval()
+    untie(model, spec)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter) / max(1, parameter.shape[-1]) ** 0.25)
+    return model
+
+
+def untie(model: Any, spec: Transformer) -> None:
+    """transformers always ties T5 when it builds it, and unties it where a file holds two matrices."""
+    output = model.get_output_embeddings()
+    if getattr(spec.head, "tied", True) is False and output.weight is model.get_input_embeddings().weight:
+        output.weight = torch.nn.Parameter(output.weight.detach().clone())
+
+
+def save_reference(model: Any, directory: Path) -> Path:
+    """Save as transformers does."""
+    model.save_pretrained(directory)
+    return directory
