@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beartype.claw import beartype_packages
 from hypothesis import HealthCheck, settings
+
+# What several rooms' tests share: `import odd`.
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 # Before the first import of the package: the floors below whose every annotation can be looked up at run time.
 beartype_packages(
