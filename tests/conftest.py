@@ -58,7 +58,7 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def odd_stack() -> Callable[..., spec.Stack]:
     """Draw a small stack in an odd shape: any of the parts, widths that are no power of two, heads that do not fill
-    the width. With `cross` its layers attend to a source; `exact_cache` draws only what a cache can decode."""
+    the width. With `cross` its layers attend to a source."""
     return _odd_stack
 
 
@@ -188,9 +188,7 @@ def _odd_model(draw: random.Random, shape: str, *, learned: int = 64) -> spec.Tr
     from anyformer import spec
 
     encoder = _odd_stack(draw, causal=False, learned=learned) if shape != "decoder" else None
-    decoder = (
-        _odd_stack(draw, causal=True, cross=encoder is not None, learned=learned) if shape != "encoder" else None
-    )
+    decoder = _odd_stack(draw, causal=True, cross=encoder is not None, learned=learned) if shape != "encoder" else None
     if encoder is None or decoder is None:
         shared = False
     else:

@@ -353,7 +353,7 @@ def lower(mask: Mask, q: Tokens, k: Tokens) -> Visible:
         if needed == [Causal()] and offset == 0 and q.length == k.length:
             return Visible("causal", mask, q, k)
         left, right = _reach(needed)
-        if left is not None and right is not None and left + right < k.length:
+        if left is not None and right is not None and left + right < k.length and all(map(_by_distance, needed)):
             return Visible("band", mask, q, k, left=left, right=right, offset=offset)
     return Visible("dense", mask, q, k)
 
@@ -386,6 +386,17 @@ def _always_true(leaf: Mask, q: Tokens, k: Tokens) -> bool:
             return (left is None or q.high - k.low < left) and (right is None or k.high - q.low < right)
         case _:
             return False
+
+
+def _by_distance(mask: Mask) -> bool:
+    """Whether, between rows that stand in order, only the distance counts: then one tile of a band is like the next."""
+    match mask:
+        case And(a, b) | Or(a, b):
+            return _by_distance(a) and _by_distance(b)
+        case Not(a):
+            return _by_distance(a)
+        case _:
+            return isinstance(mask, Full | Causal | Window | SameDocument | Valid)
 
 
 def _reach(leaves: list[Mask]) -> tuple[int | None, int | None]:
