@@ -1,0 +1,220 @@
+"""Tokenizers out of a GGUF file's metadata (`tokenizer.ggml.*`), for each kind of vocabulary that ggml has:
+
+    gpt2     byte-level BPE with merges; `tokenizer.ggml.pre` names how it splits words
+    gemma4   BPE with merges over characters; bytes stand for characters it does not know
+    llama    SentencePiece BPE: the scores say what merges first; bytes stand for characters it does not know
+    bert     WordPiece, which marks the beginnings of words with ▁ instead of their continuations with ##
+    t5       SentencePiece unigram
+
+Source: the GGUF specification of the ggml project, section "Tokenizer".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as Backend
+
+from anyformer.errors import TextError
+from anyformer.text.bytelevel import words
+from anyformer.text.files import WORD_PIECE_ROLES, word_piece
+from anyformer.text.splits import find_split
+from anyformer.text.tokenizer import Tokenizer
+
+_PREFIX = "tokenizer.ggml."
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
+_SPACE = "▁"
+
+#: The special tokens by role, and what GGUF files call their ids ('seperator' is how their writers spell it).
+_ROLES = {
+    "bos_token": ("bos",),
+    "eos_token": ("eos",),
+    "unk_token": ("unknown",),
+    "sep_token": ("seperator", "separator"),
+    "pad_token": ("padding",),
+    "cls_token": ("cls",),
+    "mask_token": ("mask",),
+}
+
+
+def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer that a GGUF file's metadata describes, with its chat template.
+
+    Raises `TextError` for a kind of vocabulary or pre-tokenizer that is unknown, and for keys that do not fit together.
+    """
+    kind = metadata.get(_PREFIX + "model")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise TextError(f"the file's tokenizer is of kind {kind!r}; known kinds: {', '.join(_KINDS)}")
+    vocabulary = _Vocabulary(metadata)
+    try:
+        backend = _KINDS[kind](vocabulary)
+    except TextError:
+        raise
+    # The library raises bare exceptions, whatever does not fit.
+    except Exception as error:
+        raise TextError(f"the file's vocabulary cannot be used: {error}") from None
+    backend.add_tokens(vocabulary.added())
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **vocabulary.roles}
+    template = metadata.get("tokenizer.chat_template")
+    return Tokenizer(backend, {**config, "chat_template": template} if isinstance(template, str) else config)
+
+
+class _Vocabulary:
+    """The keys under `tokenizer.ggml`, held against each other."""
+
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
+        self._metadata = metadata
+        tokens = self.array("tokens", str)
+        if not tokens:
+            raise TextError(f"the file's vocabulary is empty ({_PREFIX}tokens)")
+        self.tokens = [token or f"[EMPTY_{id}]" for id, token in enumerate(tokens)]
+        self.ids = {token: id for id, token in enumerate(self.tokens)}
+        self.types = self.array("token_type", int, per_token=_NORMAL)
+        self.scores = self.array("scores", float, per_token=0.0)
+        self.special = self.of_type(_CONTROL, _UNKNOWN)
+        by_role = {role: self._named(names) for role, names in _ROLES.items()}
+        by_role["unk_token"] = by_role["unk_token"] or next(iter(self.of_type(_UNKNOWN)), None)
+        self.roles = {role: token for role, token in by_role.items() if token is not None}
+
+    def get(self, key: str, default: Any) -> Any:
+        """The value of a key, or `default`, of whose type it must be."""
+        value = self._metadata.get(_PREFIX + key, default)
+        if not isinstance(value, type(default)):
+            raise TextError(f"{_PREFIX}{key} is not a {type(default).__name__}, as it should be")
+        return value
+
+    def array(self, key: str, kind: type, per_token: Any = None) -> list[Any]:
+        """The list under a key; with `per_token`, one value for each token, that one where the file has none."""
+        values = self.get(key, [])
+        if not all(isinstance(value, kind) for value in values):
+            raise TextError(f"{_PREFIX}{key} holds something else than values of type {kind.__name__}")
+        if per_token is not None and len(values) not in (0, len(self.tokens)):
+            raise TextError(f"{_PREFIX}{key} has {len(values)} entries for {len(self.tokens)} tokens")
+        return values if per_token is None or values else [per_token] * len(self.tokens)
+
+    def _named(self, names: tuple[str, ...]) -> str | None:
+        """The first special token that has an id; files exist whose ids lie outside of their vocabulary."""
+        ids = (self.get(f"{name}_token_id", -1) for name in names)
+        return next((self.tokens[id] for id in ids if 0 <= id < len(self.tokens)), None)
+
+    def of_type(self, *types: int) -> list[str]:
+        """The tokens of some types."""
+        return [token for token, type in zip(self.tokens, self.types, strict=True) if type in types]
+
+    def added(self) -> list[AddedToken]:
+        """The tokens that are recognised as they stand, before a text is split."""
+        special = {*self.special, *self.roles.values()}
+        tokens = dict.fromkeys([*self.special, *self.of_type(_USER_DEFINED), *self.roles.values()])
+        return [AddedToken(token, special=token in special, normalized=False) for token in tokens]
+
+    def merges(self) -> list[tuple[str, str]]:
+        """The merges of a BPE, the first ones first."""
+        merges = [(merge, merge.find(" ", 1)) for merge in self.array("merges", str)]
+        if not merges:
+            raise TextError(f"the file's vocabulary has no merges ({_PREFIX}merges); convert the model again")
+        return [(merge[:space], merge[space + 1 :]) for merge, space in merges]
+
+    def around(self, begins: bool, ends: bool = False) -> processors.PostProcessor | None:
+        """What puts special tokens around a text; `begins` and `ends` hold where the file does not say."""
+        bos = self.roles.get("bos_token") if self.get("add_bos_token", begins) else None
+        eos = self.roles.get("eos_token") if self.get("add_eos_token", ends) else None
+        tokens = [token for token in (bos, eos) if token is not None]
+        if not tokens:
+            return None
+        first, second = ([bos, text, eos] for text in ("$A", "$B"))
+        return processors.TemplateProcessing(
+            single=[f"{piece}:0" for piece in first if piece is not None],
+            pair=[f"{piece}:{at}" for at, part in enumerate((first, second)) for piece in part if piece is not None],
+            special_tokens=[(token, self.ids[token]) for token in dict.fromkeys(tokens)],
+        )
+
+
+def _byte_level_bpe(vocabulary: _Vocabulary) -> Backend:
+    # Files older than the key hold GPT-2's own kind of vocabulary.
+    split = find_split(vocabulary.get("pre", "gpt-2"))
+    backend = Backend(models.BPE(vocabulary.ids, vocabulary.merges(), ignore_merges=split.whole_words))
+    if split.compose:
+        backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = words(*split.patterns)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = vocabulary.around(split.begins)
+    return backend
+
+
+def _character_bpe(vocabulary: _Vocabulary, merges: list[tuple[str, str]], space_first: bool) -> Backend:
+    """BPE over a text in one piece whose spaces are written as ▁, with bytes for unknown characters."""
+    unknown = vocabulary.roles.get("unk_token")
+    backend = Backend(models.BPE(vocabulary.ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    first = [normalizers.Prepend(_SPACE)] if space_first else []
+    backend.normalizer = normalizers.Sequence([*first, normalizers.Replace(" ", _SPACE)])
+    strip = [decoders.Strip(" ", 1, 0)] if space_first else []
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    backend.post_processor = vocabulary.around(begins=True)
+    return backend
+
+
+def _gemma_bpe(vocabulary: _Vocabulary) -> Backend:
+    return _character_bpe(vocabulary, vocabulary.merges(), vocabulary.get("add_space_prefix", False))
+
+
+def _sentencepiece_bpe(vocabulary: _Vocabulary) -> Backend:
+    score = dict(zip(vocabulary.tokens, vocabulary.scores, strict=True))
+    whole = [token for token in vocabulary.of_type(_NORMAL) if len(token) > 1]
+    pairs = [(token[:at], token[at:]) for token in whole for at in range(len(token) - 1, 0, -1)]
+    merges = [pair for pair in pairs if pair[0] in score and pair[1] in score]
+    merges.sort(key=lambda pair: -score[pair[0] + pair[1]])
+    return _character_bpe(vocabulary, merges, vocabulary.get("add_space_prefix", True))
+
+
+def _word_piece(vocabulary: _Vocabulary) -> Backend:
+    whole = {*vocabulary.special, *vocabulary.roles.values()}
+    pieces = {_piece(token, token in whole): id for token, id in vocabulary.ids.items()}
+    vocabulary.roles = {role: _piece(token, True) for role, token in vocabulary.roles.items()}
+    roles = {**WORD_PIECE_ROLES, **vocabulary.roles}
+    roles["cls_token"] = vocabulary.roles.get("cls_token", vocabulary.roles.get("bos_token", roles["cls_token"]))
+    lowercase = vocabulary.get("normalizer.lowercase", True)
+    strip_accents = vocabulary.get("normalizer.strip_accents", lowercase)
+    return word_piece(pieces, roles, lowercase, strip_accents, split_han=True)
+
+
+def _piece(token: str, whole: bool) -> str:
+    """A token as BERT writes it: a word's beginning bare, its continuation after ##, what is in brackets as it is."""
+    if token.startswith(_SPACE):
+        return token.removeprefix(_SPACE)
+    return token if whole or (token.startswith("[") and token.endswith("]")) else "##" + token
+
+
+def _unigram(vocabulary: _Vocabulary) -> Backend:
+    if "unk_token" not in vocabulary.roles:
+        raise TextError("the file's unigram vocabulary has no unknown token")
+    user_defined = set(vocabulary.of_type(_USER_DEFINED))
+    pieces = [
+        (token, 0.0 if token in user_defined else score)
+        for token, score in zip(vocabulary.tokens, vocabulary.scores, strict=True)
+    ]
+    backend = Backend(models.Unigram(pieces, vocabulary.ids[vocabulary.roles["unk_token"]], byte_fallback=False))
+    steps: list[Any] = []
+    if charsmap := bytes(vocabulary.array("precompiled_charsmap", int)):
+        steps.append(normalizers.Precompiled(charsmap))
+    spaces = pre_tokenizers.Metaspace(prepend_scheme="always" if vocabulary.get("add_space_prefix", True) else "never")
+    if vocabulary.get("remove_extra_whitespaces", True):
+        steps.append(normalizers.Replace(Regex(" {2,}"), " "))
+        spaces = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), spaces])
+    backend.normalizer = normalizers.Sequence(steps)
+    backend.pre_tokenizer = spaces
+    backend.decoder = decoders.Metaspace()
+    backend.post_processor = vocabulary.around(begins=False, ends=True)
+    return backend
+
+
+_KINDS: dict[str, Callable[[_Vocabulary], Backend]] = {
+    "gpt2": _byte_level_bpe,
+    "gemma4": _gemma_bpe,
+    "llama": _sentencepiece_bpe,
+    "bert": _word_piece,
+    "t5": _unigram,
+}

@@ -1,0 +1,179 @@
+"""A tokenizer: text to ids and back, conversations to text, and the files that carry it.
+
+The work is done by the `tokenizers` library; what stands here is what a model needs around it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
+
+from anyformer.errors import TextError
+from anyformer.text import templates
+from anyformer.text.bytelevel import END_OF_TEXT, plain_bytes
+from anyformer.text.decoding import ByteStream, Stream, WholeStream, decode, token_bytes
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    `config` is what tokenizer_config.json says (special tokens by role, the chat template); `files` are the files the
+    tokenizer was read from, by name, which `save` writes back as they were.
+    """
+
+    def __init__(
+        self, backend: Backend, config: Mapping[str, Any] | None = None, files: Mapping[str, bytes] | None = None
+    ) -> None:
+        # A file may ask for cutting and padding, which would change texts silently; models here do their own.
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self._config = dict(config or {})
+        self.files = dict(files or {})
+        self._tokens = token_bytes(backend)
+        # Where ids are bytes there are no merges to look for, and encoding is a hundred times faster without.
+        self._is_bytes = backend.get_vocab_size() == 257 and backend.to_str() == plain_bytes().to_str()
+
+    @cached_property
+    def vocabulary_size(self) -> int:
+        """One more than the largest id that encoding can give."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    @property
+    def bos(self) -> int | None:
+        """The id that begins a text, if there is one."""
+        return self._id_of("bos_token")
+
+    @property
+    def eos(self) -> int | None:
+        """The id that ends a text, if there is one."""
+        return self._id_of("eos_token")
+
+    @property
+    def pad(self) -> int | None:
+        """The id that fills up batches, if there is one."""
+        return self._id_of("pad_token")
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """The special tokens by role: `bos_token`, `eos_token`, `mask_token` and whatever else the config names."""
+        named = {role: content(token) for role, token in self._config.items() if role.endswith("_token")}
+        return {role: token for role, token in named.items() if token is not None}
+
+    @property
+    def chat_template(self) -> str | None:
+        """The jinja template that turns a conversation into text, if there is one."""
+        if (template := self.files.get("chat_template.jinja")) is not None:
+            return template.decode("utf-8", "replace")
+        template = self._config.get("chat_template")
+        # Some files hold several, as a list of names and templates.
+        if isinstance(template, list):
+            named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
+            template = named.get("default")
+        return template if isinstance(template, str) else None
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """The ids of `text`; with `special`, between the tokens the model expects around a text.
+
+        Special tokens that are written out in the text are recognised either way: a conversation rendered by `chat`
+        brings its own, and is encoded with `special=False`. Raises `TextError` for text that is not Unicode.
+        """
+        return self.encode_batch([text], special)[0]
+
+    def encode_batch(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+        """The ids of each text, encoded in parallel."""
+        try:
+            if self._is_bytes and not any(END_OF_TEXT in text for text in texts):
+                return [list(text.encode()) for text in texts]
+            # A single text starts no threads, which the library could not take along into a forked process.
+            if len(texts) == 1:
+                return [self._backend.encode(texts[0], add_special_tokens=special).ids]
+            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=special)
+        except (TypeError, AttributeError, UnicodeEncodeError):
+            raise TextError(_complaint(texts)) from None
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """The text of `ids`. Ids outside the vocabulary add nothing; bytes that are not UTF-8 become U+FFFD."""
+        if self._tokens is None:
+            return self._backend.decode(list(ids), skip_special_tokens=skip_special)
+        return decode(self._tokens, ids, skip_special)
+
+    def stream(self, skip_special: bool = True) -> Stream:
+        """Decoding as ids come: `push(id)` gives the characters it completes, `finish()` what is left open.
+
+        Never gives part of a character; what it gives in all is what `decode` gives for all the ids.
+        """
+        if self._tokens is None:
+            return WholeStream(self._backend, skip_special)
+        return ByteStream(self._tokens, skip_special)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any) -> str:
+        """The text of a conversation, `[{"role": "user", "content": "..."}, ...]`, by the model's own template.
+
+        `add_generation_prompt` ends it where the assistant is to write. Other `variables` (tools, documents, ...) go to
+        the template as they are. Raises `TextError` without a template, and when the template refuses.
+        """
+        if self.chat_template is None:
+            raise TextError(
+                "this tokenizer has no chat template, so it cannot turn a conversation into text; "
+                "give the model plain text, or use an instruction-tuned checkpoint"
+            )
+        known = {**self.special_tokens, **variables, "add_generation_prompt": add_generation_prompt}
+        return templates.render(self.chat_template, messages, known)
+
+    def save(self, directory: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, and the files it was read from as they were.
+
+        The result loads in transformers' `PreTrainedTokenizerFast`. Each file is written aside and renamed.
+        """
+        made = {
+            "tokenizer.json": self._backend.to_str(pretty=True).encode(),
+            "tokenizer_config.json": (json.dumps(self._config, indent=2, ensure_ascii=False) + "\n").encode(),
+        }
+        directory = Path(directory)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            for name, content in {**made, **self.files}.items():
+                _write(directory / name, content)
+        except OSError as error:
+            raise TextError(f"cannot save the tokenizer in {directory}: {error.strerror or error}") from None
+
+    def _id_of(self, role: str) -> int | None:
+        token = content(self._config.get(role))
+        return None if token is None else self._backend.token_to_id(token)
+
+
+def content(token: Any) -> str | None:
+    """A token as tokenizer_config.json writes one: its text, or an object that says more about it."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None
+
+
+def _complaint(texts: Sequence[Any]) -> str:
+    """Which of the texts cannot be encoded, and why."""
+    for text in texts:
+        if not isinstance(text, str):
+            return f"only strings can be encoded, not {type(text).__name__}"
+        for at, character in enumerate(text):
+            if "\ud800" <= character <= "\udfff":
+                return (
+                    f"the text is not valid Unicode: a lone surrogate, U+{ord(character):04X}, stands at character "
+                    f"{at}; decode it with the right encoding first"
+                )
+    return "the text cannot be encoded"
+
+
+def _write(path: Path, content: bytes) -> None:
+    aside = path.with_name(path.name + ".partial")
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
