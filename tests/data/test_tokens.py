@@ -17,15 +17,16 @@ DOCUMENTS = [Document("a", "hello\n"), Document("b", "wörld\n", "validation"), 
 
 
 def test_a_corpus_reads_back_as_it_was_written(tmp_path: Path) -> None:
-    """Each split has its documents end to end, each ended by the end-of-text token, and the bytes of its text."""
+    """Each split has its documents end to end, begun and ended by their tokens, and the bytes of its text."""
     tokenizer = text.byte_level()
     seen: list[int] = []
     write_corpus(tmp_path, DOCUMENTS, tokenizer, about={"encoding": ["utf-8"]}, advance=seen.append)
     train, validation = open_corpus(tmp_path, "train"), open_corpus(tmp_path, "validation")
     assert isinstance(train.tokens, np.memmap) and train.tokens.dtype == np.uint16
-    wanted = [*tokenizer.encode("hello\n"), tokenizer.eos, *tokenizer.encode("again"), tokenizer.eos]
-    assert train.tokens.tolist() == wanted and train.starts.tolist() == [0, 7]
-    assert train.bytes == 11 and train.targets == 11
+    begin, end = tokenizer.bos, tokenizer.eos
+    wanted = [begin, *tokenizer.encode("hello\n"), end, begin, *tokenizer.encode("again"), end]
+    assert train.tokens.tolist() == wanted and train.starts.tolist() == [0, 8]
+    assert train.bytes == 11 and train.targets == 11 + 2
     assert validation.bytes == 7 and tokenizer.decode(validation.tokens.tolist()) == "wörld\n"
     assert sum(seen) == 18 and read_manifest(tmp_path)["encoding"] == ["utf-8"]
 
@@ -40,7 +41,7 @@ def test_long_texts_are_tokenised_in_parts_and_come_out_whole(texts: list[str], 
     assert sum(one.is_first for one in parts) == len(texts)
     assert sum(one.bytes for one in parts) == sum(len(content.encode()) for content in texts)
     assert tokenizer.decode([id for one in parts for id in one.ids]) == "".join(texts)
-    assert sum(one.ids.count(tokenizer.eos or -1) for one in parts) == len(texts)
+    assert sum(one.ids.count(tokenizer.eos or -1) for one in parts) == 2 * len(texts)
 
 
 def test_a_large_vocabulary_takes_four_bytes_an_id(tmp_path: Path) -> None:
@@ -48,9 +49,6 @@ def test_a_large_vocabulary_takes_four_bytes_an_id(tmp_path: Path) -> None:
 
     class Large:
         vocabulary_size, bos, eos = 70_001, 70_000, None
-
-        def encode(self, text: str, special: bool = True) -> list[int]:
-            return [70_000] * special
 
         def encode_batch(self, texts: list[str], special: bool = True) -> list[list[int]]:
             return [[69_999] for _ in texts]
@@ -66,5 +64,5 @@ def test_a_damaged_corpus_is_named(tmp_path: Path) -> None:
     write_corpus(tmp_path, DOCUMENTS, text.byte_level(), about={})
     whole = (tmp_path / "train.tokens").read_bytes()
     (tmp_path / "train.tokens").write_bytes(whole[:-2])
-    with pytest.raises(DataError, match=r"train.tokens should hold 26 bytes and holds 24"):
+    with pytest.raises(DataError, match=r"train.tokens should hold 30 bytes and holds 28"):
         open_corpus(tmp_path, "train")

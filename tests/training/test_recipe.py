@@ -57,7 +57,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 def test_a_toml_recipe_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Strings and lists both do where there may be several; paths become absolute."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "r.toml").write_text(TOML.replace('tokenizer = {train = {vocabulary = 512}}', ""))
+    (tmp_path / "r.toml").write_text(TOML.replace("tokenizer = {train = {vocabulary = 512}}", ""))
     recipe = read_recipe("r.toml")
     assert recipe.model.source == "checkpoint" and recipe.run.seed == 7
     assert recipe.data.train == (str(tmp_path / "a.txt"), str(tmp_path / "b/*.txt"))

@@ -38,7 +38,6 @@ class Tokenizer(Protocol):
     def bos(self) -> int | None: ...
     @property
     def eos(self) -> int | None: ...
-    def encode(self, text: str, special: bool = True) -> list[int]: ...
     def encode_batch(self, texts: list[str], special: bool = True) -> list[list[int]]: ...
 
 
@@ -67,9 +66,9 @@ class EncodedPart:
 
 
 def encode_documents(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[EncodedPart]:
-    """Tokenise documents in order. A document begins with the tokenizer's start token, where its encodings do, and
-    ends with its end-of-text token, where it has one."""
-    begins = [tokenizer.bos] if tokenizer.bos is not None and tokenizer.encode("")[:1] == [tokenizer.bos] else []
+    """Tokenise documents in order. A document begins with the tokenizer's beginning-of-text token and ends with its
+    end-of-text token, where it has them; so all of its text is predicted, and so is its end."""
+    begins = [tokenizer.bos] if tokenizer.bos is not None else []
     ends = [tokenizer.eos] if tokenizer.eos is not None else []
     parts = ((document.split, *part) for document in documents for part in _parts(document.text))
     while batch := list(islice(parts, PARTS_AT_ONCE)):

@@ -6,7 +6,7 @@ Each is made once and whole: a run that was stopped here finds it finished, or m
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,9 @@ def _write_text(recipe: Recipe, directory: Path, display: Display) -> None:
     data = recipe.data
     files = find_files(data.train, exclude=data.exclude)
     held_out = find_files(data.validation, exclude=data.exclude) if data.validation else []
-    sizes = sum(file.stat().st_size for file in [*files, *held_out])
+    size = sum(file.stat().st_size for file in [*files, *held_out])
     whole = len(files) >= FEWEST_TO_CHOOSE_FROM
-    display.note(f"{len(files):,} training files, {sizes / 1e6:,.1f} MB with what is held out")
+    display.note(f"{len(files):,} training files, {size / 1e6:,.1f} MB with what is held out")
     if not held_out:
         what = "of the documents, chosen by a hash of their text" if whole else "of every document, its end"
         display.note(f"no data.validation given: held out for validation are {data.held_out:.0%} {what}")
@@ -65,7 +65,7 @@ def _write_text(recipe: Recipe, directory: Path, display: Display) -> None:
         else:
             yield from hold_out(read_documents(files, data.encoding), data.held_out, whole=whole)
 
-    tokenizer = _tokenizer(recipe, documents, display)
+    tokenizer = _tokenizer(recipe, documents, size, display)
 
     def write(aside: Path) -> None:
         tokenizer.save(aside)
@@ -76,7 +76,7 @@ def _write_text(recipe: Recipe, directory: Path, display: Display) -> None:
                 for file in [*files, *held_out]
             ],
         }
-        with display.task("tokenising", sizes) as advance:
+        with display.task("tokenising", size) as advance:
             write_corpus(aside, documents(), tokenizer, about=about, advance=advance)
         if not open_corpus(aside, "validation").targets:
             raise DataError("too little text to hold any out for validation; name some in data.validation")
@@ -87,21 +87,30 @@ def _write_text(recipe: Recipe, directory: Path, display: Display) -> None:
         display.note(f"{split}: {len(corpus.tokens):,} tokens, {corpus.bytes / len(corpus.tokens):.2f} bytes each")
 
 
-def _tokenizer(recipe: Recipe, documents: Any, display: Display) -> text.Tokenizer:
+def _tokenizer(
+    recipe: Recipe, documents: Callable[[], Iterator[Document]], size: int, display: Display
+) -> text.Tokenizer:
     if recipe.model.source is not None:
         tokenizer = checkpoints.open(recipe.model.source).tokenizer
         if tokenizer is None:
             raise TrainingError(f"model.from: {recipe.model.source} holds no tokenizer, so no text can be read for it")
         return tokenizer
     if isinstance(recipe.tokenizer, NewTokenizer):
-        texts = (document.text for document in documents() if document.split == "train")
-        return text.train_bpe(texts, recipe.tokenizer.train.vocabulary)
+        with display.task("learning the tokenizer", size) as advance:
+            return text.train_bpe(_training_texts(documents(), advance), recipe.tokenizer.train.vocabulary)
     if recipe.tokenizer in (None, "bytes"):
         return text.byte_level()
     tokenizer = text.load(Path(recipe.tokenizer))
     if tokenizer is None:
         raise TrainingError(f"tokenizer: nothing to read at {recipe.tokenizer}; give a directory with tokenizer.json")
     return tokenizer
+
+
+def _training_texts(documents: Iterator[Document], advance: Callable[[int], object]) -> Iterator[str]:
+    for document in documents:
+        if document.split == "train":
+            yield document.text
+        advance(len(document.text))
 
 
 def starting_model(recipe: Recipe, tokenizer: text.Tokenizer, device: torch.device) -> Transformer:

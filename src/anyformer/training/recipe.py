@@ -49,14 +49,14 @@ def _one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class Run(Part):
+class Run(Part, frozen=True):
     """Where the run lives, and the seed of everything random in it."""
 
     directory: Path
     seed: NonNegativeInt = 0
 
 
-class Model(Part):
+class Model(Part, frozen=True):
     """What is trained: a family's preset (`llama:tiny`), a spec (a table, or the path of a JSON file), both with fresh
     weights, or a checkpoint to continue from.
 
@@ -74,19 +74,19 @@ class Model(Part):
         return _exactly_one(self, {"preset": self.preset, "spec": self.spec, "from": self.source})
 
 
-class TrainTokenizer(Part):
+class TrainTokenizer(Part, frozen=True):
     """Byte-level BPE trained on the training text, `vocabulary` tokens in all."""
 
     vocabulary: PositiveInt
 
 
-class NewTokenizer(Part):
+class NewTokenizer(Part, frozen=True):
     """A tokenizer that the run makes itself."""
 
     train: TrainTokenizer
 
 
-class Data(Part):
+class Data(Part, frozen=True):
     """The text: files, folders, globs, as strings or lists of strings.
 
     Without `validation`, about `held_out` of the training documents are held out. `encoding`: one, or several to try
@@ -102,7 +102,7 @@ class Data(Part):
     _lists = field_validator("train", "validation", "encoding", "exclude", mode="before")(_one_or_many)
 
 
-class Training(Part):
+class Training(Part, frozen=True):
     """How the weights are found.
 
     - The length is `steps`, or `tokens`, or `minutes`: the last is measured on the machine before the first step and
@@ -155,7 +155,7 @@ class Training(Part):
         return _exactly_one(self, {"steps": self.steps, "tokens": self.tokens, "minutes": self.minutes})
 
 
-class Recipe(Part):
+class Recipe(Part, frozen=True):
     """A whole recipe. `tokenizer` is `"bytes"` (no training), the path of one, or one to train; it is left out where
     the model comes from a checkpoint, which has its own."""
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from anyformer.errors import AnyformerError, TrainingError
+from anyformer.errors import AnyformerError, CheckpointError, TextError, TrainingError
 from anyformer.model import load
 from anyformer.model.building import best_device
 from anyformer.training.prepare import Text, check_model, prepare_text, starting_model
@@ -89,15 +89,21 @@ def train(
     try:
         with torch.random.fork_rng():
             return _run(recipe, directory, display, began)
-    except AnyformerError:
-        if resume is None:
+    except (AnyformerError, OSError) as error:
+        has_begun = (directory / "metrics.jsonl").exists()
+        if not has_begun and resume is None:
             _unclaim(directory)
+        if has_begun and isinstance(error, OSError | CheckpointError | TextError):
+            raise TrainingError(
+                f"the run stopped: {error}; what was saved before is whole, so mend that and go on with: "
+                f"anyformer train --resume {directory}"
+            ) from error
+        if isinstance(error, OSError):
+            raise TrainingError(f"the run could not begin: {error}") from error
         raise
-    except OSError as error:
-        raise TrainingError(
-            f"the run stopped, for its files could not be written or read: {error}; what was saved is whole, so mend "
-            f"that and go on with: anyformer train --resume {directory}"
-        ) from error
+    except KeyboardInterrupt:
+        display.note(f"stopped at once; go on from what is saved with: anyformer train --resume {directory}")
+        raise
 
 
 def _claim(directory: Path, recipe: Recipe) -> None:
@@ -115,8 +121,6 @@ def _claim(directory: Path, recipe: Recipe) -> None:
 
 def _unclaim(directory: Path) -> None:
     """Leave nothing of a run that never took a step: what was wrong with its recipe can be mended and tried again."""
-    if (directory / "metrics.jsonl").exists():
-        return
     (directory / "run.json").unlink(missing_ok=True)
     shutil.rmtree(directory / "data", ignore_errors=True)
     if not any(directory.iterdir()):

@@ -72,7 +72,7 @@ def write_directory(path: Path, write: Callable[[Path], None]) -> None:
         _sync_directory(aside)
         shutil.rmtree(path, ignore_errors=True)
         aside.rename(path)
-    except OSError:
+    except Exception:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     _sync_directory(path.parent)
