@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # what optimizers import when first used
 
 from anyformer.training import train
 

@@ -21,7 +21,7 @@ KILLED, FINISHED = int(signal.SIGKILL), 0
 
 
 def recipe(texts: Path) -> dict[str, Any]:
-    """Ten steps with dropout, a checkpoint every third; the text is tokenised, and its tokenizer trained, as well."""
+    """Seven steps with dropout, a checkpoint every third; the text is tokenised, and its tokenizer trained, as well."""
     norm = {"kind": "rms"}
     attention = {"kind": "attention", "heads": 2, "kv_heads": 1, "head_dim": 4, "visibility": "causal"}
     feed_forward = {"kind": "feed_forward", "hidden": 16}
@@ -32,7 +32,7 @@ def recipe(texts: Path) -> dict[str, Any]:
         "tokenizer": {"train": {"vocabulary": 270}},
         "data": {"train": str(texts)},
         "training": {
-            "steps": 10,
+            "steps": 7,
             "batch_tokens": 128,
             "sequence_length": 16,
             "checkpoint_every": 3,
@@ -80,7 +80,7 @@ def test_killed_at_any_call_that_touches_the_disk(command: Callable[..., int], w
     """Every syncing, renaming and making of a file, from the first of the run to the last, in strides: while the text
     is tokenised, inside a save, between a row and its checkpoint, while the finished model is written."""
     kills = 0
-    for call in count(1, 7):
+    for call in count(1, 8):
         directory = tmp_path / str(call)
         if command(directory, "call", call) == FINISHED:
             break
@@ -94,7 +94,7 @@ def test_killed_again_and_again(command: Callable[..., int], whole: Path, tmp_pa
     """Each resumption is killed too, inside its own saves, until one comes through."""
     chance = random.Random(1)
     directory, kills = tmp_path / "run", 0
-    while command(directory, "call", chance.randint(1, 50)) == KILLED:
+    while command(directory, "call", chance.randint(5, 60)) == KILLED:
         kills += 1
     assert kills > 2
     assert outcome(directory) == outcome(whole)
