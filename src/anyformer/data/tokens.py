@@ -16,29 +16,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from anyformer.data.sources import Document
 from anyformer.errors import DataError
 
+if TYPE_CHECKING:
+    from anyformer.text import Tokenizer
+
 #: Texts longer than this many characters are tokenised in parts of whole lines, so that memory stays bounded.
 PART = 1 << 20
 #: How many parts are handed to the tokenizer at once; it spreads them over the cores.
 PARTS_AT_ONCE = 32
-
-
-class Tokenizer(Protocol):
-    """What a corpus needs of a tokenizer."""
-
-    @property
-    def vocabulary_size(self) -> int: ...
-    @property
-    def bos(self) -> int | None: ...
-    @property
-    def eos(self) -> int | None: ...
-    def encode_batch(self, texts: list[str], special: bool = True) -> list[list[int]]: ...
 
 
 @dataclass(frozen=True)

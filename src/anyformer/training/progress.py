@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 BARS = "▁▂▃▄▅▆▇█"
-SPARK_WIDTH = 40
+SPARK_WIDTH = 24
 #: Seconds between refreshes of the live display, and between plain lines.
 LIVE_EVERY, PLAIN_EVERY = 0.25, 15.0
 #: The rate shown is that of the last so many steps.
@@ -92,7 +92,7 @@ class Display:
             view.add(row)
             now = time.monotonic()
             if now - shown >= PLAIN_EVERY or "validation_loss" in row or row["step"] == view.steps:
-                self.note("  ".join(view.facts()))
+                self.note("  ".join(view.facts().values()))
                 shown = now
 
         return show
@@ -116,22 +116,28 @@ class StepsView:
         self.validation = row.get("validation_bits_per_byte", self.validation)
         self.marks.append((time.monotonic(), row["tokens"]))
 
-    def facts(self) -> list[str]:
-        """The numbers, each with what it is."""
-        facts = [f"step {self.step:,}/{self.steps:,}"]
+    def facts(self) -> dict[str, str]:
+        """The numbers that there are so far, each with what it is."""
+        facts = {"step": f"step {self.step:,}/{self.steps:,}"}
         if self.losses:
-            facts.append(f"loss {self.losses[-1]:.3f}")
+            facts["loss"] = f"loss {self.losses[-1]:.3f}"
         if self.validation is not None:
-            facts.append(f"validation {self.validation:.3f} bits/byte")
+            facts["validation"] = f"validation {self.validation:.3f} bits/byte"
         if len(self.marks) > 1:
             (first, tokens), (last, more_tokens) = self.marks[0], self.marks[-1]
-            facts.append(f"{(more_tokens - tokens) / max(last - first, 1e-9):,.0f} tokens/s")
+            facts["rate"] = f"{(more_tokens - tokens) / max(last - first, 1e-9):,.0f} tokens/s"
         if self.step > self.begin:
             each = (time.monotonic() - self.began) / (self.step - self.begin)
-            facts.append(f"{clock(each * (self.steps - self.step))} left")
+            facts["left"] = f"{clock(each * (self.steps - self.step))} left"
         return facts
 
-    def __rich__(self) -> Group:
-        line = Table.grid(padding=(0, 2))
-        line.add_row(ProgressBar(total=self.steps, completed=self.step, width=SPARK_WIDTH), *self.facts())
-        return Group(line, Text(sparkline(self.losses), style="cyan"))
+    def __rich__(self) -> Table:
+        facts = self.facts()
+        lines = Table.grid(padding=(0, 2))
+        lines.add_row(ProgressBar(self.steps, self.step, SPARK_WIDTH), _some(facts, "step", "left"))
+        lines.add_row(Text(sparkline(self.losses), style="cyan"), _some(facts, "loss", "validation", "rate"))
+        return lines
+
+
+def _some(facts: dict[str, str], *names: str) -> Text:
+    return Text("  ".join(facts[name] for name in names if name in facts), no_wrap=True)
