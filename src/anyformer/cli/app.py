@@ -1,0 +1,74 @@
+"""The verbs together, and what becomes of errors: one sentence, an exit code, and no traceback unless asked for."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from anyformer.cli.chat import chat
+from anyformer.cli.convert import convert
+from anyformer.cli.embed import embed
+from anyformer.cli.evaluate import evaluate
+from anyformer.cli.generate import generate
+from anyformer.cli.inspect import inspect
+from anyformer.cli.list import list_
+from anyformer.cli.train import train
+from anyformer.cli.verify import verify
+from anyformer.errors import AnyformerError
+
+#: Exit codes: the input cannot be used; a mistake of our own (EX_SOFTWARE of sysexits.h).
+BAD_INPUT, BUG = 2, 70
+
+app = typer.Typer(
+    help="Every Transformer from one set of parts: load it, train it, compare it, look inside it.",
+    epilog="A MODEL is a run directory, a Hugging Face directory, a .gguf file, or a preset with fresh weights "
+    "(llama:135m).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _verb in (train, generate, chat, evaluate, embed, inspect, convert, verify):
+    app.command()(_verb)
+app.command("list")(list_)
+
+
+@app.callback(invoke_without_command=True)
+def _anyformer(
+    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
+) -> None:
+    if version:
+        from anyformer import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line, and leave with its exit code: 0; 1 where `verify` found a difference; 2 for input that
+    cannot be used, 70 for a mistake of our own, both told in one line on stderr; 130 after Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(args=arguments, prog_name="anyformer")
+    except Exception as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        sys.exit(_tell(error))
+
+
+def _tell(error: Exception) -> int:
+    """Say on stderr what happened; the exit code that goes with it."""
+    match error:
+        case AnyformerError():
+            print(f"anyformer: {error}", file=sys.stderr)
+            return BAD_INPUT
+        case OSError(filename=str() as path, strerror=str() as reason):
+            print(f"anyformer: {path}: {reason}", file=sys.stderr)
+            return BAD_INPUT
+        case _:
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            hint = "run the command again with --debug to see where, and report it"
+            print(f"anyformer: this is a bug, not a mistake of yours ({what}); {hint}", file=sys.stderr)
+            return BUG

@@ -1,0 +1,173 @@
+"""anyformer chat: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator, Iterator
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from anyformer.cli.common import (
+    DebugOption,
+    DeviceOption,
+    DtypeOption,
+    ModelArgument,
+    ThreadsOption,
+    open_model,
+)
+from anyformer.cli.generate import MaxNewTokens, MinP, RepetitionPenalty, Seed, Temperature, TopK, TopP
+from anyformer.errors import AnyformerError, InputError
+
+if TYPE_CHECKING:
+    from anyformer.model import Transformer
+    from anyformer.parts.cache import Cache
+
+#: The longest answer unless told otherwise, in tokens.
+LONGEST_ANSWER = 1024
+HELP = "/reset begins anew · /exit or Ctrl-D leaves · Ctrl-C stops an answer"
+
+
+class Conversation:
+    """Messages so far, and a cache that holds what the model has read and written of them.
+
+    Each turn renders the whole conversation by the model's own template. Where its ids go on from those in the cache,
+    only the rest is read; where they do not (a template that rewrites earlier turns, an answer that would be cut into
+    other tokens), all of it is, so that the answer is the same either way.
+    """
+
+    def __init__(self, model: Transformer, system: str | None = None, **settings: Any) -> None:
+        self.model, self.settings = model, settings
+        self.opening = [{"role": "system", "content": system}] if system is not None else []
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all that was said."""
+        self.messages: list[dict[str, str]] = list(self.opening)
+        self.cache: Cache | None = None
+        self.held: list[int] = []
+
+    def say(self, text: str) -> Generator[str]:
+        """The answer to a message, piece by piece. What was answered when the iterator is closed or interrupted stays
+        in the conversation; a message that cannot be read at all does not."""
+        import torch
+
+        from anyformer.generation import Settings, steps
+
+        tokenizer = self.model.tokenizer
+        assert tokenizer is not None
+        settings = Settings.of(self.model.generation, **self.settings)
+        messages = [*self.messages, {"role": "user", "content": text}]
+        ids = tokenizer.encode(tokenizer.chat(messages), special=False)
+        prompt = torch.tensor([self._unread(ids)], device=self.model.device)
+        stream, pieces, whole = tokenizer.stream(), [], False
+        try:
+            for token in steps(self.model, prompt, settings, cache=self.cache):
+                ids.append(int(token))
+                if ids[-1] in settings.eos:
+                    break
+                pieces.append(stream.push(ids[-1]))
+                yield pieces[-1]
+            pieces.append(stream.finish())
+            yield pieces[-1]
+            whole = True
+        finally:
+            if pieces:
+                self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
+            if whole and self.cache is not None:
+                self.held = ids[: self.cache.length]
+            else:
+                # An interrupted pass may have reached some layers' cache and not others'.
+                self.cache, self.held = None, []
+
+    def _unread(self, ids: list[int]) -> list[int]:
+        """The ids that the cache does not hold; all of them, with a new cache, where it holds something else."""
+        held = len(self.held)
+        if self.cache is None or ids[:held] != self.held or held == len(ids):
+            self.cache, held = self.model.new_cache(1), 0
+        return ids[held:]
+
+
+def chat(
+    model: ModelArgument,
+    system: Annotated[
+        str | None, typer.Option("--system", help="What the model is told before all else.", show_default=False)
+    ] = None,
+    max_new_tokens: MaxNewTokens = LONGEST_ANSWER,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    seed: Seed = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Hold a conversation, with the model's own chat template.
+
+    /reset begins anew, /exit or Ctrl-D leaves, Ctrl-C stops an answer. Without a terminal, each line of standard input
+    is a message and each answer goes to standard output.
+    """
+    loaded = open_model(model, dtype, device)
+    if loaded.decoder is None or loaded.encoder is not None or loaded.spec.head.kind != "language_model":
+        raise InputError(f"{model} is no decoder with a language-model head, so it cannot hold a conversation")
+    if loaded.tokenizer is None or loaded.tokenizer.chat_template is None:
+        raise InputError(f"{model} has no chat template; continue plain text instead: anyformer generate {model} TEXT")
+    conversation = Conversation(
+        loaded,
+        system,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    if sys.stdin.isatty():
+        with suppress(ImportError):
+            import readline  # noqa: F401  (input() then has line editing and history)
+        print(f"{model} · {HELP}")
+    for message in _messages():
+        if message == "/exit":
+            return
+        if message == "/reset":
+            conversation.reset()
+        elif message:
+            _answer(conversation, message)
+
+
+def _messages() -> Iterator[str]:
+    """What the user says, a line at a time, until the end of input."""
+    talks = sys.stdin.isatty()
+    while True:
+        try:
+            yield input("\n> " if talks else "").strip()
+        except EOFError:
+            if talks:
+                print()
+            return
+        except KeyboardInterrupt:
+            if not talks:
+                raise
+            print(f"\n{HELP}")
+
+
+def _answer(conversation: Conversation, message: str) -> None:
+    talks = sys.stdin.isatty()
+    try:
+        with closing(conversation.say(message)) as pieces:
+            for piece in pieces:
+                print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        if not talks:
+            raise
+        print(" …", end="")
+    except AnyformerError as error:
+        if not talks:
+            raise
+        print(f"({error}; {HELP})", end="")
+    print(flush=True)

@@ -1,0 +1,155 @@
+"""What the verbs share: options, opening models, reading standard input, printing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from anyformer.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+    from rich.table import Table
+
+    from anyformer.model import Transformer
+
+
+class Dtype(StrEnum):
+    """What a model's numbers can be turned to."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float64 = "float64"
+
+
+def _use_threads(threads: int | None) -> int | None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    return threads
+
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A run directory, a Hugging Face directory, a .gguf file, or a preset.",
+        show_default=False,
+    ),
+]
+DtypeOption = Annotated[
+    Dtype | None, typer.Option("--dtype", help="The numbers' type; that of the file unless given.", show_default=False)
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, mps ...; auto takes the best there is.")]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="How many CPU threads to use.", callback=_use_threads, show_default=False),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+EncodingOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--encoding",
+        help="The files' text encoding (utf-8 unless given); several are tried in turn.",
+        show_default=False,
+    ),
+]
+
+
+def open_model(reference: str, dtype: Dtype | None = None, device: str = "auto") -> Transformer:
+    """The model that a reference names, with its tokenizer; fresh weights of a preset read bytes."""
+    with waiting(f"reading {reference}"):
+        import torch
+
+        from anyformer.model import load
+
+        try:
+            where = device if device == "auto" else torch.device(device)
+            if isinstance(where, torch.device):
+                torch.empty(0, device=where)
+        except (RuntimeError, AssertionError, NotImplementedError):
+            raise InputError(f"there is no device '{device}' here; try --device cpu") from None
+        model = load(reference, dtype.value if dtype is not None else None, where)
+        if model.tokenizer is None and ":" in reference:
+            _read_bytes(model, reference)
+    return model
+
+
+def _read_bytes(model: Transformer, reference: str) -> None:
+    """Give a fresh model the tokenizer that needs no training, where its vocabulary has room for bytes."""
+    from anyformer import families, text
+
+    tokenizer = text.byte_level()
+    if families.preset(reference) is not None and model.spec.output.embeddings.vocabulary >= tokenizer.vocabulary_size:
+        model.tokenizer = tokenizer
+        note(f"{reference} has fresh weights and no tokenizer of its own, so it reads bytes and answers noise")
+
+
+def standard_input() -> str:
+    """All of standard input as text. Raises `InputError` where it is not UTF-8."""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 at byte {error.start}; convert it first") from None
+
+
+def new_table(*columns: str) -> Table:
+    """A table of results: a first column of names, then figures, which stand to the right."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", overflow="fold")
+    return table
+
+
+def print_table(table: Table) -> None:
+    """Print a table, as wide as the terminal; where there is none, wide enough for programs to find their columns."""
+    from rich.console import Console
+
+    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def note(text: str) -> None:
+    """A remark beside the results, on stderr."""
+    print(text, file=sys.stderr)
+
+
+def print_json(data: Any) -> None:
+    """Results as JSON."""
+    print(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Show that something takes a while, on a terminal."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{text} ..."):
+        yield
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """Bars for long work, on stderr; they leave no trace."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(),
+    )
+    screen = Console(stderr=True)
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bars:
+        yield bars

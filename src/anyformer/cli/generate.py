@@ -1,0 +1,87 @@
+"""anyformer generate: continue a prompt."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from anyformer.cli.common import (
+    DebugOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelArgument,
+    ThreadsOption,
+    open_model,
+    print_json,
+    standard_input,
+)
+
+MaxNewTokens = Annotated[
+    int | None, typer.Option("--max-new-tokens", "-n", min=1, help="The most tokens to add.", show_default=False)
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option("--temperature", "-t", min=0, help="0 always takes the likeliest token.", show_default=False),
+]
+TopK = Annotated[
+    int | None, typer.Option("--top-k", min=0, help="Draw among the k likeliest only.", show_default=False)
+]
+TopP = Annotated[
+    float | None,
+    typer.Option("--top-p", min=0, max=1, help="Draw among the fewest that hold probability p.", show_default=False),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option("--min-p", min=0, max=1, help="Draw among those at least p times the likeliest.", show_default=False),
+]
+RepetitionPenalty = Annotated[
+    float | None, typer.Option("--repetition-penalty", help="Above 1: avoid what is there.", show_default=False)
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="The same seed draws the same text.", show_default=False)]
+
+
+def generate(
+    model: ModelArgument,
+    prompt: Annotated[
+        str, typer.Argument(help="What to continue; - reads it from standard input.", show_default=False)
+    ],
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    seed: Seed = None,
+    as_json: JsonOption = False,
+    dtype: DtypeOption = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Continue a prompt, as it comes (an encoder-decoder answers it).
+
+    What is not given is as the checkpoint says, and greedy where that says nothing.
+    """
+    text = standard_input() if prompt == "-" else prompt
+    loaded = open_model(model, dtype, device)
+    settings: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+    }
+    pieces = []
+    for piece in loaded.stream(text, **settings):
+        pieces.append(piece)
+        if not as_json:
+            print(piece, end="", flush=True)
+    if as_json:
+        given = {name: value for name, value in settings.items() if value is not None}
+        print_json({"model": model, "prompt": text, "text": "".join(pieces), "settings": given})
+    else:
+        print()

@@ -1,0 +1,68 @@
+"""anyformer inspect: a model as a person would draw it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from anyformer.cli.common import DebugOption, Dtype, JsonOption, ModelArgument, print_json
+
+
+def inspect(
+    model: ModelArgument,
+    context: Annotated[
+        int | None,
+        typer.Option("--context", min=1, help="Count FLOPs and KV bytes at this many tokens.", show_default=False),
+    ] = None,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option("--dtype", help="Count bytes in this type; the file's unless given.", show_default=False),
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Draw a model: stacks, blocks, parts, shapes, and what it costs. Reads no weights."""
+    from anyformer import families, planning
+
+    spec, origin = families.preset(model), {"kind": "preset"}
+    if spec is None:
+        spec, origin = _open(model)
+    counted = dtype.value if dtype is not None else origin.get("dtype", "bfloat16")
+    if as_json:
+        facts = {"model": model, "origin": origin, **planning.summary(spec, context, counted)}
+        print_json(facts | {"spec": spec.model_dump(mode="json")})
+        return
+    print(planning.describe(spec, context, counted), end="")
+    print(*_origin_lines(model, origin), sep="\n")
+
+
+def _open(reference: str) -> tuple[Any, dict[str, Any]]:
+    """The spec of a checkpoint, and what else its files say."""
+    from anyformer import checkpoints
+
+    checkpoint = checkpoints.open(reference)
+    tokenizer = checkpoint.tokenizer
+    origin: dict[str, Any] = {
+        "kind": "checkpoint",
+        "family": checkpoint.family,
+        "dtype": str(checkpoint.dtype).removeprefix("torch."),
+        "tokens": tokenizer.vocabulary_size if tokenizer is not None else None,
+        "chat_template": tokenizer is not None and tokenizer.chat_template is not None,
+        "generation": checkpoint.generation,
+        "passed_over": dict(checkpoint.carried.reasons),
+    }
+    return checkpoint.spec, origin
+
+
+def _origin_lines(model: str, origin: dict[str, Any]) -> list[str]:
+    if origin["kind"] == "preset":
+        return [f"from           {model}, a preset: fresh weights"]
+    tokens = f"{origin['tokens']:,} tokens" if origin["tokens"] is not None else "none"
+    chat = ", with a chat template" if origin["chat_template"] else ""
+    lines = [
+        f"from           {model}, family {origin['family'] or 'none (spec.json alone describes it)'}",
+        f"tokenizer      {tokens}{chat}",
+    ]
+    lines += [f"passed over    {name}: {reason}" for name, reason in origin["passed_over"].items()]
+    return lines
