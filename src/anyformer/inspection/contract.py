@@ -208,9 +208,8 @@ def _transformers(model: Transformer, question: Question) -> tuple[float | None,
         return None, "transformers is not installed"
     from anyformer import checkpoints
 
-    reason = checkpoints.inexpressible(model.spec, model.family)
-    if reason is not None:
-        return None, reason
+    if checkpoints.expressible(model.spec, model.family) is None:
+        return None, "no family's format can express this model"
     with tempfile.TemporaryDirectory() as directory:
         model.save(directory)
         theirs = _their_model(directory, model.dtype).to(model.device)

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain, pairwise
 from typing import Literal
 
@@ -77,13 +76,15 @@ class Tokens:
             position.shape[1], device=device, position=position, low=0, high=high, document=document, lengths=lengths
         )
 
-    @cached_property
+    @property
     def position(self) -> Tensor:
         """[B or 1, T] int64; made when first asked for, where it is only a range."""
         if self._position is None:
             assert self.start is not None
-            return torch.arange(self.start, self.start + self.length, device=self.device)[None]
-        return self._position() if callable(self._position) else self._position
+            self._position = torch.arange(self.start, self.start + self.length, device=self.device)[None]
+        elif not isinstance(self._position, Tensor):
+            self._position = self._position()
+        return self._position
 
     def __getitem__(self, span: slice) -> Tokens:
         """The tokens of a slice of columns."""
@@ -115,17 +116,16 @@ class Tokens:
 
     def at(self, row: Tensor, index: Tensor) -> Attributes:
         """The attributes of single tokens, for kernels that ask pair by pair."""
-
-        def pick(tensor: Tensor | None) -> Tensor | None:
-            if tensor is None:
-                return None
-            row_ = row if tensor.shape[0] > 1 else torch.zeros_like(row)
-            return tensor[row_, index if tensor.shape[1] > 1 else torch.zeros_like(index)]
-
-        return Attributes(*(pick(a) for a in self._attributes()))
+        return Attributes(*(None if a is None else pick(a, row, index) for a in self._attributes()))
 
     def _attributes(self) -> tuple[Tensor | None, ...]:
         return self.position, self.document, self.valid, self.prefix
+
+
+def pick(tensor: Tensor, row: Tensor, index: Tensor) -> Tensor:
+    """tensor[row, index] of an attribute [B or 1, T or 1], where a dimension of one stands for any."""
+    row = row if tensor.shape[0] > 1 else torch.zeros_like(row)
+    return tensor[row, index if tensor.shape[1] > 1 else torch.zeros_like(index)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,15 +309,19 @@ class Visible:
         right: int = 0,
         offset: int = 0,
         parts: Sequence[tuple[int, Visible]] = (),
+        dense: Tensor | None = None,
     ) -> None:
         self.form, self.mask, self.q, self.k = form, mask, q, k
         self.left, self.right, self.offset, self.parts = left, right, offset, parts
+        self._dense = dense
         self._added: dict[tuple[int, torch.dtype], Tensor] = {}
 
-    @cached_property
+    @property
     def dense(self) -> Tensor:
         """bool [B or 1, 1, T, S]; one tensor for all layers and heads."""
-        return self.mask.allows(self.q, self.k)[:, None]
+        if self._dense is None:
+            self._dense = self.mask.allows(self.q, self.k)[:, None]
+        return self._dense
 
     def added(self, bias: Bias | None, dtype: torch.dtype) -> Tensor:
         """What to add to the scores, [B or 1, H or 1, T, S]: the bias where a key is visible, -inf where not.
@@ -411,7 +415,7 @@ class Bias:
     """What adds to the scores instead of hiding them: a function of head, query position and key position."""
 
     def rule(self, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        """The float32 bias for head indices and positions of any shapes that broadcast."""
+        """The bias, at least float32, for head indices and positions of any shapes that broadcast."""
         raise NotImplementedError
 
     @property
@@ -420,7 +424,7 @@ class Bias:
         raise NotImplementedError
 
     def dense(self, q: Tokens, k: Tokens) -> Tensor:
-        """float32 [B or 1, H, T, S]."""
+        """At least float32, [B or 1, H, T, S]."""
         head = torch.arange(self.heads, device=k.position.device)[:, None, None]
         if q.start is not None and k.start is not None:
             # A function of distance alone: one row of every distance, of which each query reads a shifted part.

@@ -179,4 +179,5 @@ class RelativePositions(nn.Embedding, Bias):
 
     def rule(self, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         bucket = relative_bucket(k - q, self.num_embeddings, self.max_distance, self.bidirectional)
-        return self.weight[bucket, head].float()
+        found = self.weight[bucket, head]
+        return found.to(torch.promote_types(found.dtype, torch.float32))

@@ -81,11 +81,10 @@ def _tile(visible: Visible, index: int, block: int, first: int, width: int, S: i
     device = visible.q.device
     origin = first + index * block
     q = Tokens(block, device=device, start=visible.q.start + index * block)
-    exists = torch.arange(origin, origin + width, device=device)[None]
-    k = Tokens(width, device=device, start=visible.k.start + origin, valid=(exists >= 0) & (exists < S))
-    tile = Visible("dense", visible.mask, q, k)
-    tile.dense = visible.mask.allows(q, k)[:, None] & k.valid[:, None, None, :]  # type: ignore[union-attr]
-    return tile
+    k = Tokens(width, device=device, start=visible.k.start + origin)
+    at = torch.arange(origin, origin + width, device=device)
+    exists = (at >= 0) & (at < S)
+    return Visible("dense", visible.mask, q, k, dense=visible.mask.allows(q, k)[:, None] & exists)
 
 
 def _batch(x: Tensor) -> Tensor:

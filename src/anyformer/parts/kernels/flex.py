@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anyformer.parts.kernels.scores import Scores
-from anyformer.parts.masks import Visible
+from anyformer.parts.masks import Visible, pick
 
 
 def limits(q: Tensor, k: Tensor, visible: Visible, scores: Scores) -> str | None:
@@ -35,6 +35,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores) ->
 
     B, H, T, _ = q.shape
     S = k.shape[2]
+    # Made here: what is traced below may not make them.
+    at_query, at_key = visible.q.position, visible.k.position
     block_mask = None
     if visible.form != "everything":
 
@@ -50,9 +52,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores) ->
         if cap is not None:
             score = cap * torch.tanh(score / cap)
         if bias is not None:
-            at_q, at_k = visible.q.at(b, i).position, visible.k.at(b, j).position
-            assert at_q is not None and at_k is not None
-            score = score + bias.rule(h, at_q, at_k)
+            score = score + bias.rule(h, pick(at_query, b, i), pick(at_key, b, j))
         return score
 
     with warnings.catch_warnings():

@@ -67,4 +67,5 @@ def _row(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores, span
         total = total * rescale + share.sum(-1, keepdim=True)
         gathered = gathered * rescale + F.dropout(share, scores.dropout, training=scores.dropout > 0) @ v_tile
         maximum = larger
-    return (gathered / total.clamp(min=torch.finfo(wide).tiny)).to(v.dtype)
+    # Nothing visible: zero by one, and not by something so small that its inverse is infinite in the backward pass.
+    return (gathered / total.masked_fill(total == 0, 1)).to(v.dtype)
