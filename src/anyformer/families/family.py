@@ -55,7 +55,8 @@ class Family:
 
     - `architectures`: transformers' class names and the kind of head that each means, the usual one first.
     - `presets`: sizes, as the config.json attributes that tell them apart.
-    - `read` and `write`: from attributes to the spec and back; `write` raises `SpecError` for a spec of another form.
+    - `read` and `write`: from attributes to the spec and back; `write` raises `SpecError` for a spec of another form,
+      and leaves out what `config.head_attributes` writes for all (`tie_word_embeddings`, the names of labels).
     - `tensors`: the table of names; `prefix` is what its names begin with except in files of the bare base model.
     - `tied`: whether the output matrix is the embedding table is said by the config, or seen in the file (T5).
     - `defaults`: attributes that mean nothing at this value and are refused at any other; `ignored`: attributes that
