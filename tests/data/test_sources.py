@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from anyformer.data import Document, find_files, hold_out, read_documents, read_text
+from anyformer.data import Document, Sources, find_files, hold_out, read_documents, read_text
 from anyformer.errors import DataError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -130,3 +130,20 @@ def test_few_documents_each_give_their_end() -> None:
     assert head.text + tail.text == text and head.split == "train" and tail.split == "validation"
     assert head.text.endswith("\n") and 0.05 < len(tail.text) / len(text) <= 0.1
     assert short == Document("b", "one line")
+
+
+def test_sources_give_the_same_documents_at_every_call(tmp_path: Path) -> None:
+    """Twice over the files, for a tokenizer and for tokenising, are one and the same text; the manifest's facts tell a
+    changed file."""
+    for name in ("a.txt", "b.txt", "held.txt"):
+        (tmp_path / name).write_text(f"{name} of text\n" * 40)
+    given = Sources([tmp_path / "a.txt", tmp_path / "b.txt"], [tmp_path / "held.txt"])
+    assert [document.split for document in given.documents()] == ["train", "train", "validation"]
+    without = Sources(given.train)
+    assert [document.split for document in without.documents()] == ["train", "validation"] * 2
+    assert list(without.documents()) == list(without.documents())
+    assert given.size == 15 * 40 * 2 + 18 * 40
+    before = given.facts()
+    (tmp_path / "b.txt").write_text("another text")
+    after = given.facts()
+    assert before["files"][0] == after["files"][0] and before["files"][1] != after["files"][1]

@@ -2,7 +2,7 @@
 
 from anyformer.data.loader import Loader, spread
 from anyformer.data.packing import NO_TARGET, Window, Windows
-from anyformer.data.sources import Document, find_files, hold_out, read_documents, read_text
+from anyformer.data.sources import Document, Sources, find_files, hold_out, read_documents, read_text
 from anyformer.data.tokens import Corpus, encode_documents, open_corpus, read_manifest, write_corpus
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Corpus",
     "Document",
     "Loader",
+    "Sources",
     "Window",
     "Windows",
     "encode_documents",

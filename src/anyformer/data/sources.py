@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from anyformer.errors import DataError
 
@@ -151,3 +152,45 @@ def hold_out(documents: Iterable[Document], share: float, *, whole: bool) -> Ite
             yield replace(document, text=text[cut:], split="validation")
         else:
             yield document
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The files of a corpus: those to train on and those held out; without these, a `share` of the former's text is."""
+
+    train: Sequence[Path]
+    validation: Sequence[Path] = ()
+    encodings: Sequence[str] = ("utf-8",)
+    share: float = 0.05
+
+    @property
+    def files(self) -> list[Path]:
+        """All files."""
+        return [*self.train, *self.validation]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(path.stat().st_size for path in self.files)
+
+    @property
+    def holds_out_whole(self) -> bool:
+        """Whether whole documents are held out, or the ends of all."""
+        return len(self.train) >= FEWEST_TO_CHOOSE_FROM
+
+    def documents(self) -> Iterator[Document]:
+        """All documents, each of its split, read one at a time; the same at every call. Raises `DataError`."""
+        documents = read_documents(self.train, self.encodings)
+        if self.validation:
+            yield from documents
+            yield from read_documents(self.validation, self.encodings, split="validation")
+        else:
+            yield from hold_out(documents, self.share, whole=self.holds_out_whole)
+
+    def facts(self) -> dict[str, Any]:
+        """What a manifest keeps of them: the encodings, and each file's size and time of change (ns)."""
+        stats = [(path, path.stat()) for path in self.files]
+        return {
+            "encodings": list(self.encodings),
+            "files": [{"path": str(path), "size": stat.st_size, "modified": stat.st_mtime_ns} for path, stat in stats],
+        }

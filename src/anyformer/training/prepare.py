@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from anyformer import checkpoints, families, spec, text
-from anyformer.data import Corpus, Document, find_files, hold_out, open_corpus, read_documents, write_corpus
-from anyformer.data.sources import FEWEST_TO_CHOOSE_FROM
+from anyformer.data import Corpus, Document, Sources, find_files, open_corpus, write_corpus
 from anyformer.errors import DataError, TrainingError
 from anyformer.model import Transformer, build, load
 from anyformer.training.objectives import OBJECTIVES
@@ -49,36 +48,19 @@ def prepare_text(recipe: Recipe, run: Path, display: Display) -> Text:
 
 def _write_text(recipe: Recipe, directory: Path, display: Display) -> None:
     data = recipe.data
-    files = find_files(data.train, exclude=data.exclude)
     held_out = find_files(data.validation, exclude=data.exclude) if data.validation else []
-    size = sum(file.stat().st_size for file in [*files, *held_out])
-    whole = len(files) >= FEWEST_TO_CHOOSE_FROM
-    display.note(f"{len(files):,} training files, {size / 1e6:,.1f} MB with what is held out")
+    sources = Sources(find_files(data.train, exclude=data.exclude), held_out, data.encoding, data.held_out)
+    display.note(f"{len(sources.files):,} files of text, {sources.size / 1e6:,.1f} MB")
     if not held_out:
-        what = "of the documents, chosen by a hash of their text" if whole else "of every document, its end"
-        display.note(f"no data.validation given: held out for validation are {data.held_out:.0%} {what}")
-
-    def documents() -> Iterator[Document]:
-        if held_out:
-            yield from read_documents(files, data.encoding)
-            yield from read_documents(held_out, data.encoding, split="validation")
-        else:
-            yield from hold_out(read_documents(files, data.encoding), data.held_out, whole=whole)
-
-    tokenizer = _tokenizer(recipe, documents, size, display)
+        what = "of the documents, by a hash of their text" if sources.holds_out_whole else "of every document, its end"
+        display.note(f"no data.validation is given, so {data.held_out:.0%} are held out: {what}")
+    tokenizer = _tokenizer(recipe, sources, display)
 
     def write(aside: Path) -> None:
         tokenizer.save(aside)
-        about: dict[str, Any] = {
-            "encoding": data.encoding,
-            "sources": [
-                {"path": str(file), "size": file.stat().st_size, "modified": file.stat().st_mtime_ns}
-                for file in [*files, *held_out]
-            ],
-        }
-        with display.task("tokenising", size) as advance:
-            write_corpus(aside, documents(), tokenizer, about=about, advance=advance)
-        if not open_corpus(aside, "validation").targets:
+        with display.task("tokenising", sources.size) as advance:
+            write_corpus(aside, sources.documents(), tokenizer, about=sources.facts(), advance=advance)
+        if not all(open_corpus(aside, split).targets for split in ("train", "validation")):
             raise DataError("too little text to hold any out for validation; name some in data.validation")
 
     write_directory(directory, write)
@@ -87,17 +69,15 @@ def _write_text(recipe: Recipe, directory: Path, display: Display) -> None:
         display.note(f"{split}: {len(corpus.tokens):,} tokens, {corpus.bytes / len(corpus.tokens):.2f} bytes each")
 
 
-def _tokenizer(
-    recipe: Recipe, documents: Callable[[], Iterator[Document]], size: int, display: Display
-) -> text.Tokenizer:
+def _tokenizer(recipe: Recipe, sources: Sources, display: Display) -> text.Tokenizer:
     if recipe.model.source is not None:
         tokenizer = checkpoints.open(recipe.model.source).tokenizer
         if tokenizer is None:
             raise TrainingError(f"model.from: {recipe.model.source} holds no tokenizer, so no text can be read for it")
         return tokenizer
     if isinstance(recipe.tokenizer, NewTokenizer):
-        with display.task("learning the tokenizer", size) as advance:
-            return text.train_bpe(_training_texts(documents(), advance), recipe.tokenizer.train.vocabulary)
+        with display.task("learning the tokenizer", sources.size) as advance:
+            return text.train_bpe(_training_texts(sources.documents(), advance), recipe.tokenizer.train.vocabulary)
     if recipe.tokenizer in (None, "bytes"):
         return text.byte_level()
     tokenizer = text.load(Path(recipe.tokenizer))
