@@ -142,7 +142,7 @@ def test_sources_give_the_same_documents_at_every_call(tmp_path: Path) -> None:
     without = Sources(given.train)
     assert [document.split for document in without.documents()] == ["train", "validation"] * 2
     assert list(without.documents()) == list(without.documents())
-    assert given.size == 15 * 40 * 2 + 18 * 40
+    assert given.size == 40 * (14 + 14 + 17)
     before = given.facts()
     (tmp_path / "b.txt").write_text("another text")
     after = given.facts()
