@@ -127,6 +127,16 @@ def test_word_piece_is_the_vocabularys_other_spelling(minilm: Path, hard_texts: 
     assert ours.special_tokens == theirs.special_tokens
 
 
+def test_word_piece_knows_special_tokens_in_any_spelling() -> None:
+    """Special tokens that do not stand in brackets lose only their ▁, and keep their ids."""
+    tokens = ["▁<s>", "▁</s>", "▁<unk>", "▁cat", "s"]
+    roles = {"bos_token_id": 0, "seperator_token_id": 1, "unknown_token_id": 2}
+    ours = text.from_gguf(metadata("bert", tokens, token_type=[3, 3, 3, 1, 1], **roles))
+    assert ours.encode("Cats dog") == [0, 3, 4, 2, 1]
+    assert ours.decode([0, 3, 4, 1]) == "cats"
+    assert (ours.bos, ours.vocabulary_size) == (0, 5)
+
+
 def test_byte_level_bpe_is_the_trained_tokenizer(hard_texts: list[str]) -> None:
     """Kind `gpt2`: vocabulary, merges and the name of the split make the tokenizer again that they came from."""
     theirs = text.train_bpe(CORPUS, 500)

@@ -25,6 +25,7 @@ from anyformer.text.tokenizer import Tokenizer
 
 _PREFIX = "tokenizer.ggml."
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
+_SPECIAL = (_UNKNOWN, _CONTROL)
 _SPACE = "▁"
 
 #: The special tokens by role, and what GGUF files call their ids ('seperator' is how their writers spell it).
@@ -47,9 +48,10 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     kind = metadata.get(_PREFIX + "model")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise TextError(f"the file's tokenizer is of kind {kind!r}; known kinds: {', '.join(_KINDS)}")
-    vocabulary = _Vocabulary(metadata)
+    build, spelling = _KINDS[kind]
+    vocabulary = _Vocabulary(metadata, spelling)
     try:
-        backend = _KINDS[kind](vocabulary)
+        backend = build(vocabulary)
     except TextError:
         raise
     # The library raises bare exceptions, whatever does not fit.
@@ -62,18 +64,22 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 class _Vocabulary:
-    """The keys under `tokenizer.ggml`, held against each other."""
+    """The keys under `tokenizer.ggml`, held against each other.
 
-    def __init__(self, metadata: Mapping[str, Any]) -> None:
+    `spelling` is how the kind writes a token, told whether it is special.
+    """
+
+    def __init__(self, metadata: Mapping[str, Any], spelling: Callable[[str, bool], str]) -> None:
         self._metadata = metadata
-        tokens = self.array("tokens", str)
-        if not tokens:
+        self.tokens: list[str] = self.array("tokens", str)
+        if not self.tokens:
             raise TextError(f"the file's vocabulary is empty ({_PREFIX}tokens)")
-        self.tokens = [token or f"[EMPTY_{id}]" for id, token in enumerate(tokens)]
-        self.ids = {token: id for id, token in enumerate(self.tokens)}
         self.types = self.array("token_type", int, per_token=_NORMAL)
-        self.scores = self.array("scores", float, per_token=0.0)
-        self.special = self.of_type(_CONTROL, _UNKNOWN)
+        self.scores = self.array("scores", float, int, per_token=0.0)
+        typed = enumerate(zip(self.tokens, self.types, strict=True))
+        self.tokens = [spelling(token, type in _SPECIAL) or f"[EMPTY_{id}]" for id, (token, type) in typed]
+        self.ids = {token: id for id, token in enumerate(self.tokens)}
+        self.special = self.of_type(*_SPECIAL)
         by_role = {role: self._named(names) for role, names in _ROLES.items()}
         by_role["unk_token"] = by_role["unk_token"] or next(iter(self.of_type(_UNKNOWN)), None)
         self.roles = {role: token for role, token in by_role.items() if token is not None}
@@ -85,11 +91,11 @@ class _Vocabulary:
             raise TextError(f"{_PREFIX}{key} is not a {type(default).__name__}, as it should be")
         return value
 
-    def array(self, key: str, kind: type, per_token: Any = None) -> list[Any]:
+    def array(self, key: str, *kinds: type, per_token: Any = None) -> list[Any]:
         """The list under a key; with `per_token`, one value for each token, that one where the file has none."""
         values = self.get(key, [])
-        if not all(isinstance(value, kind) for value in values):
-            raise TextError(f"{_PREFIX}{key} holds something else than values of type {kind.__name__}")
+        if not all(isinstance(value, kinds) for value in values):
+            raise TextError(f"{_PREFIX}{key} holds something else than values of type {kinds[0].__name__}")
         if per_token is not None and len(values) not in (0, len(self.tokens)):
             raise TextError(f"{_PREFIX}{key} has {len(values)} entries for {len(self.tokens)} tokens")
         return values if per_token is None or values else [per_token] * len(self.tokens)
@@ -171,21 +177,23 @@ def _sentencepiece_bpe(vocabulary: _Vocabulary) -> Backend:
 
 
 def _word_piece(vocabulary: _Vocabulary) -> Backend:
-    whole = {*vocabulary.special, *vocabulary.roles.values()}
-    pieces = {_piece(token, token in whole): id for token, id in vocabulary.ids.items()}
-    vocabulary.roles = {role: _piece(token, True) for role, token in vocabulary.roles.items()}
     roles = {**WORD_PIECE_ROLES, **vocabulary.roles}
-    roles["cls_token"] = vocabulary.roles.get("cls_token", vocabulary.roles.get("bos_token", roles["cls_token"]))
+    if "cls_token" not in vocabulary.roles and "bos_token" in vocabulary.roles:
+        roles["cls_token"] = vocabulary.roles["bos_token"]
     lowercase = vocabulary.get("normalizer.lowercase", True)
     strip_accents = vocabulary.get("normalizer.strip_accents", lowercase)
-    return word_piece(pieces, roles, lowercase, strip_accents, split_han=True)
+    return word_piece(vocabulary.ids, roles, lowercase, strip_accents, split_han=True)
 
 
-def _piece(token: str, whole: bool) -> str:
-    """A token as BERT writes it: a word's beginning bare, its continuation after ##, what is in brackets as it is."""
+def _as_bert_spells(token: str, special: bool) -> str:
+    """A word's beginning bare, its continuation after ##, what is special or in brackets as it is."""
     if token.startswith(_SPACE):
         return token.removeprefix(_SPACE)
-    return token if whole or (token.startswith("[") and token.endswith("]")) else "##" + token
+    return token if special or (token.startswith("[") and token.endswith("]")) else "##" + token
+
+
+def _as_it_is(token: str, special: bool) -> str:
+    return token
 
 
 def _unigram(vocabulary: _Vocabulary) -> Backend:
@@ -211,10 +219,10 @@ def _unigram(vocabulary: _Vocabulary) -> Backend:
     return backend
 
 
-_KINDS: dict[str, Callable[[_Vocabulary], Backend]] = {
-    "gpt2": _byte_level_bpe,
-    "gemma4": _gemma_bpe,
-    "llama": _sentencepiece_bpe,
-    "bert": _word_piece,
-    "t5": _unigram,
+_KINDS: dict[str, tuple[Callable[[_Vocabulary], Backend], Callable[[str, bool], str]]] = {
+    "gpt2": (_byte_level_bpe, _as_it_is),
+    "gemma4": (_gemma_bpe, _as_it_is),
+    "llama": (_sentencepiece_bpe, _as_it_is),
+    "bert": (_word_piece, _as_bert_spells),
+    "t5": (_unigram, _as_it_is),
 }

@@ -36,10 +36,9 @@ def _tiktoken(
     contraction: str = _ENGLISH + "|",
     word: str = r"[^\r\n\p{L}\p{N}]?\p{L}+",
     symbols: str = r" ?[^\s\p{L}\p{N}]+[\r\n]*",
-    spaces: str = _SPACES,
 ) -> str:
     """The family of patterns that began with GPT-4's cl100k: contractions, words, digits, symbols, white space."""
-    return f"{contraction}{word}|{digits}|{symbols}|{spaces}"
+    return f"{contraction}{word}|{digits}|{symbols}|{_SPACES}"
 
 
 #: GPT-2's pattern (Radford et al. 2019).

@@ -133,10 +133,9 @@ class Tokenizer:
 
         The result loads in transformers' `PreTrainedTokenizerFast`. Each file is written aside and renamed.
         """
-        made = {
-            "tokenizer.json": self._backend.to_str(pretty=True).encode(),
-            "tokenizer_config.json": (json.dumps(self._config, indent=2, ensure_ascii=False) + "\n").encode(),
-        }
+        made = {"tokenizer.json": self._backend.to_str(pretty=True).encode()}
+        if self._config:
+            made["tokenizer_config.json"] = (json.dumps(self._config, indent=2, ensure_ascii=False) + "\n").encode()
         directory = Path(directory)
         try:
             directory.mkdir(parents=True, exist_ok=True)
