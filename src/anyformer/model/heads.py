@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from anyformer import spec
 from anyformer.parts.feedforward import ACTIVATIONS
+from anyformer.parts.linear import Linear
 from anyformer.parts.masks import Tokens
 from anyformer.parts.norms import Norm
 
@@ -59,7 +60,7 @@ class LanguageModelHead(Head):
 
     def __init__(self, head: spec.LanguageModelHead, dim: int, vocabulary: int) -> None:
         super().__init__()
-        self.output = nn.Linear(dim, vocabulary, bias=head.bias)
+        self.output = Linear(dim, vocabulary, bias=head.bias)
         self.scale, self.soft_cap = head.scale, head.soft_cap
 
     def forward(self, hidden: Tensor, tokens: Tokens) -> Tensor:
@@ -72,10 +73,10 @@ class MaskedLanguageModelHead(Head):
 
     def __init__(self, head: spec.MaskedLanguageModelHead, dim: int, vocabulary: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(dim, dim)
+        self.dense = Linear(dim, dim)
         self.activation = ACTIVATIONS[head.activation]
         self.norm = Norm(head.norm, dim)
-        self.output = nn.Linear(dim, vocabulary, bias=head.bias)
+        self.output = Linear(dim, vocabulary, bias=head.bias)
 
     def forward(self, hidden: Tensor, tokens: Tokens) -> Tensor:
         return self.output(self.norm(self.activation(self.dense(hidden))))
@@ -105,9 +106,9 @@ class SequenceClassificationHead(Head):
 
     def __init__(self, head: spec.SequenceClassificationHead, dim: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(dim, dim) if head.activation is not None else None
+        self.dense = Linear(dim, dim) if head.activation is not None else None
         self.activation = ACTIVATIONS[head.activation] if head.activation is not None else None
-        self.output = nn.Linear(dim, head.labels, bias=head.bias)
+        self.output = Linear(dim, head.labels, bias=head.bias)
         self.pooling, self.dropout = head.pooling, head.dropout
 
     def forward(self, hidden: Tensor, tokens: Tokens) -> Tensor:
@@ -122,7 +123,7 @@ class TokenClassificationHead(Head):
 
     def __init__(self, head: spec.TokenClassificationHead, dim: int) -> None:
         super().__init__()
-        self.output = nn.Linear(dim, head.labels, bias=head.bias)
+        self.output = Linear(dim, head.labels, bias=head.bias)
         self.dropout = head.dropout
 
     def forward(self, hidden: Tensor, tokens: Tokens) -> Tensor:

@@ -12,7 +12,7 @@ from anyformer.parts import kernels, masks
 from anyformer.parts.cache import LayerCache
 from anyformer.parts.context import Context
 from anyformer.parts.kernels import Scores
-from anyformer.parts.linear import SideBySide, lay_side_by_side, project
+from anyformer.parts.linear import Linear, SideBySide, lay_side_by_side, project
 from anyformer.parts.masks import Bias, Tokens
 from anyformer.parts.norms import norm_of
 from anyformer.parts.positions import RelativePositions, alibi_bias, rotary_angles
@@ -46,10 +46,10 @@ class Attention(SideBySide):
         self.cross = attention.source == "cross"
         source_dim = source_dim if source_dim is not None else dim
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        self.query = nn.Linear(dim, queries, bias=attention.bias)
-        self.key = nn.Linear(source_dim, keys, bias=attention.bias)
-        self.value = nn.Linear(source_dim, keys, bias=attention.bias)
-        self.output = nn.Linear(queries, dim, bias=attention.output_bias)
+        self.query = Linear(dim, queries, bias=attention.bias)
+        self.key = Linear(source_dim, keys, bias=attention.bias)
+        self.value = Linear(source_dim, keys, bias=attention.bias)
+        self.output = Linear(queries, dim, bias=attention.output_bias)
         lay_side_by_side(self.side_by_side())
 
         self.norm_width = attention.query_key_norm_over == "width"

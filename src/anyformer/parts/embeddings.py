@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from anyformer import spec
 from anyformer.errors import InputError
+from anyformer.parts.linear import Embedding
 from anyformer.parts.masks import Tokens
 from anyformer.parts.norms import norm_of
 from anyformer.parts.positions import LearnedPositions, SinusoidalPositions
@@ -18,13 +19,13 @@ class Embeddings(nn.Module):
 
     def __init__(self, embeddings: spec.Embeddings, dim: int) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(embeddings.vocabulary, dim)
+        self.tokens = Embedding(embeddings.vocabulary, dim)
         position = embeddings.position
         self.positions: nn.Module | None = None
         if position is not None:
             learned = isinstance(position, spec.Learned)
             self.positions = LearnedPositions(position, dim) if learned else SinusoidalPositions(position, dim)
-        self.segments = nn.Embedding(embeddings.segments, dim) if embeddings.segments else None
+        self.segments = Embedding(embeddings.segments, dim) if embeddings.segments else None
         self.norm = norm_of(embeddings.norm, dim)
         self.scale, self.dropout = embeddings.scale, embeddings.dropout
 

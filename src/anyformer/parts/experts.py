@@ -10,6 +10,7 @@ from anyformer import spec
 from anyformer.parts.cache import LayerCache
 from anyformer.parts.context import Context
 from anyformer.parts.feedforward import ACTIVATIONS, FeedForward
+from anyformer.parts.linear import Linear
 
 
 class Experts(nn.Module):
@@ -23,7 +24,7 @@ class Experts(nn.Module):
         super().__init__()
         E, F_ = experts.experts, experts.hidden
         self.experts, self.top_k, self.normalize, self.balance = E, experts.top_k, experts.normalize, experts.balance
-        self.router = nn.Linear(dim, E, bias=False)
+        self.router = Linear(dim, E, bias=False)
         self.gate = nn.Parameter(torch.empty(E, F_, dim)) if experts.gated else None
         self.up = nn.Parameter(torch.empty(E, F_, dim))
         self.down = nn.Parameter(torch.empty(E, dim, F_))
@@ -33,7 +34,7 @@ class Experts(nn.Module):
         if experts.shared_hidden is not None:
             every = spec.FeedForward(hidden=experts.shared_hidden, activation=experts.activation, gated=experts.gated)
             self.shared = FeedForward(every, dim)
-            self.shared_gate = nn.Linear(dim, 1, bias=False) if experts.shared_gate else None
+            self.shared_gate = Linear(dim, 1, bias=False) if experts.shared_gate else None
 
     def forward(self, x_BTD: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
         x_ND = x_BTD.flatten(0, -2)

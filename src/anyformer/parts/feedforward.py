@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from anyformer import spec
 from anyformer.parts.cache import LayerCache
 from anyformer.parts.context import Context
-from anyformer.parts.linear import SideBySide, lay_side_by_side, project
+from anyformer.parts.linear import Linear, SideBySide, lay_side_by_side, project
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -30,9 +30,9 @@ class FeedForward(SideBySide):
     def __init__(self, feed_forward: spec.FeedForward, dim: int) -> None:
         super().__init__()
         hidden, bias = feed_forward.hidden, feed_forward.bias
-        self.gate = nn.Linear(dim, hidden, bias=bias) if feed_forward.gated else None
-        self.up = nn.Linear(dim, hidden, bias=bias)
-        self.down = nn.Linear(hidden, dim, bias=bias)
+        self.gate = Linear(dim, hidden, bias=bias) if feed_forward.gated else None
+        self.up = Linear(dim, hidden, bias=bias)
+        self.down = Linear(hidden, dim, bias=bias)
         self.activation = ACTIVATIONS[feed_forward.activation]
         self.dropout = feed_forward.dropout
         lay_side_by_side(self.side_by_side())

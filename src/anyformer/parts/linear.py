@@ -15,6 +15,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class Linear(nn.Linear):
+    """y = x Wᵀ + b, W [out, in]."""
+
+    def reset_parameters(self) -> None:
+        # On the meta device there is nothing to draw, and torch takes a second of imports to find that out.
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
+class Embedding(nn.Embedding):
+    """Rows of a table [V, D] by their index."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 def adjacent(tensors: Sequence[Tensor]) -> Tensor | None:
     """One view over tensors [n_i, ...] that lie end to end in one storage, [Σ n_i, ...]; None if they do not."""
     first = tensors[0]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from anyformer import spec
 from anyformer.errors import InputError
+from anyformer.parts.linear import Embedding
 from anyformer.parts.masks import Bias, Tokens
 
 
@@ -46,7 +47,7 @@ class SinusoidalPositions(nn.Module):
         return sinusoids(tokens.position, self.dim, self.base, self.interleaved)
 
 
-class LearnedPositions(nn.Embedding):
+class LearnedPositions(Embedding):
     """A learned vector per position; position p reads row p + offset."""
 
     def __init__(self, position: spec.Learned, dim: int) -> None:
@@ -166,7 +167,7 @@ def relative_bucket(distance: Tensor, buckets: int, max_distance: int, bidirecti
     return base + torch.where(distance < exact, distance, far)
 
 
-class RelativePositions(nn.Embedding, Bias):
+class RelativePositions(Embedding, Bias):
     """T5's table of biases, [buckets, H]; a bias on scores whose values are parameters."""
 
     def __init__(self, position: spec.RelativeBuckets, heads: int) -> None:
