@@ -225,7 +225,7 @@ class Config:
         if unknown := [name for name in self.attributes if name not in known]:
             listed = ", ".join(f"'{self.path}{name}'" for name in unknown)
             self.refuse(f"no such attribute is known: {listed}", ignorable=unknown[0])
-        return {name: ignored[name] for name in self.attributes if name in ignored}
+        return {name: ignored[name] for name in self.attributes if name in ignored and name not in self.taken}
 
     def refuse(self, message: str, ignorable: str = "") -> NoReturn:
         """Raise `SpecError`, saying where, and how to go on regardless."""

@@ -32,8 +32,8 @@ def read(config: Config) -> Transformer:
     scaled = config.flag("scale_decoder_outputs", default=tied)
     head = config.head(LanguageModelHead(tied=tied, scale=dim**-0.5 if scaled else None), EmbeddingHead())
     both = head.kind == "language_model"
-    # An encoder alone is saved with either value.
-    config.expect("is_encoder_decoder", both or config.flag("is_encoder_decoder", default=False))
+    if both:
+        config.expect("is_encoder_decoder", True)
     stacks = {name: _stack(config, name, dim, depths[name]) for name in ("encoder", "decoder")}
     return Transformer(
         encoder=stacks["encoder"],
@@ -198,6 +198,7 @@ family = Family(
     tensors=tensors,
     tied="file",
     ignored={
+        "is_encoder_decoder": "an encoder alone is saved with either value",
         "classifier_dropout": "dropout of a classification head",
     },
     generation={"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1},
