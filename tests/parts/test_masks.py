@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from who_sees_whom import LAYOUTS, draw_mask, draw_pair, in_plain_python
 
 from anyformer.parts import masks
 from anyformer.parts.masks import Causal, Full, Mask, Prefix, SameDocument, Sink, Tokens, Valid, Visible, Window, lower
-
-#: See conftest.
-LAYOUTS = ("range", "range in range", "packed", "packed across", "ids", "padded", "permuted", "bounded")
 
 
 def shown(visible: Visible, rows: int) -> Tensor:
@@ -45,9 +41,7 @@ def in_band(visible: Visible) -> Tensor:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shallow", [False, True], ids=["nested", "conjunctions"])
-def test_random_masks_are_what_plain_loops_say(
-    layout: str, shallow: bool, draw_pair: Callable[..., Any], draw_mask: Callable[..., Mask], in_plain_python: Any
-) -> None:
+def test_random_masks_are_what_plain_loops_say(layout: str, shallow: bool) -> None:
     """250 masks x shapes in each layout: the predicate equals Python loops over the tokens' attributes, and so does
     whatever form lowering chose; in a band nothing outside its reach is visible, and rows repeat each other shifted."""
     forms = set()
@@ -80,9 +74,7 @@ def test_random_masks_are_what_plain_loops_say(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_pair_at_a_time_is_the_same_as_all_at_once(
-    layout: str, draw_pair: Callable[..., Any], draw_mask: Callable[..., Mask]
-) -> None:
+def test_a_pair_at_a_time_is_the_same_as_all_at_once(layout: str) -> None:
     """Attributes picked for single tokens, as FlexAttention asks for them, give the dense predicate."""
     for seed in range(40):
         draw = random.Random(f"{layout} {seed}")
@@ -95,9 +87,7 @@ def test_a_pair_at_a_time_is_the_same_as_all_at_once(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_slices_of_tokens_show_slices_of_the_mask(
-    layout: str, draw_pair: Callable[..., Any], draw_mask: Callable[..., Mask]
-) -> None:
+def test_slices_of_tokens_show_slices_of_the_mask(layout: str) -> None:
     """Tiled kernels ask for tiles; lowering a slice changes nothing either."""
     for seed in range(60):
         draw = random.Random(f"{layout} {seed}")
@@ -110,9 +100,7 @@ def test_slices_of_tokens_show_slices_of_the_mask(
         assert torch.equal(shown(visible, pair.rows), dense[:, T, S]), (seed, mask, visible.form)
 
 
-def test_a_horizon_is_a_true_bound(
-    draw_pair: Callable[..., Any], draw_mask: Callable[..., Mask], in_plain_python: Any
-) -> None:
+def test_a_horizon_is_a_true_bound() -> None:
     """1,500 masks: no query ever sees a key further back than the horizon says; windows' own horizons are tight."""
     bounded = 0
     for seed in range(1500):
