@@ -53,12 +53,12 @@ def test_state_saved_by_name_goes_on_to_the_same_bits(name: str) -> None:
         optimizer.step()
 
     model = Tied()
-    optimizer = OPTIMIZERS[name](model, 0.01, 0.1)
+    optimizer = OPTIMIZERS[name](model, 0.1)
     step(model, optimizer, 0)
     step(model, optimizer, 1)
     moved = Tied()
     moved.load_state_dict(model.state_dict())
-    taken_up = OPTIMIZERS[name](moved, 0.01, 0.1)
+    taken_up = OPTIMIZERS[name](moved, 0.1)
     load_moments(taken_up, moved, {key: tensor.clone() for key, tensor in moments(optimizer, model).items()})
     for seed in (2, 3):
         step(model, optimizer, seed)

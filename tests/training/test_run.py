@@ -353,6 +353,16 @@ def test_a_preset_takes_the_vocabulary_of_the_tokenizer(recipe: Recipes) -> None
     assert model.family == "llama" and model.spec.output.embeddings.vocabulary == 257
 
 
+def test_without_a_learning_rate_the_usual_one_is_taken(recipe: Recipes) -> None:
+    """By the width of the model, 16 here; lower for a checkpoint, whose weights it would undo."""
+    fresh = recipe("fresh", warmup=0, steps=1)
+    del fresh["training"]["learning_rate"]
+    directory = train(fresh, progress=False).directory
+    assert rows(directory)[0]["learning_rate"] == 0.5 / 16
+    continued = {**fresh, "run": {"directory": f"{directory}-on"}, "model": {"from": str(directory)}}
+    assert rows(train(continued, progress=False).directory)[0]["learning_rate"] == 0.05 / 16
+
+
 def test_a_model_that_is_too_small_for_the_text_is_refused(recipe: Recipes) -> None:
     """Too few ids for the tokenizer; too few learned positions for a window."""
     narrow = recipe()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyformer.training.schedules import SCHEDULES, learning_rate
+from anyformer.training.schedules import SCHEDULES, learning_rate, usual_peak
 
 
 @given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 500), st.integers(0, 100), st.floats(0, 1))
@@ -43,3 +43,10 @@ def test_a_float_warmup_is_a_share_of_the_steps() -> None:
     shares = [learning_rate(step, 50, peak=1.0, schedule="linear", warmup=0.1) for step in range(50)]
     counted = [learning_rate(step, 50, peak=1.0, schedule="linear", warmup=5) for step in range(50)]
     assert shares == counted and shares[4] == 1.0 > shares[3]
+
+
+@pytest.mark.parametrize(("dim", "published"), [(768, 6e-4), (1024, 3e-4), (2048, 2e-4), (4096, 1.2e-4), (5140, 1e-4)])
+def test_the_usual_peak_is_near_what_gpt_3_was_trained_at(dim: int, published: float) -> None:
+    """Within a factor of two at each published width; a tenth of it where weights are trained already."""
+    assert published / 2 < usual_peak(dim, is_fresh=True) < published * 2
+    assert usual_peak(dim, is_fresh=False) == pytest.approx(usual_peak(dim, is_fresh=True) / 10)

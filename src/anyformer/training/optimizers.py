@@ -28,14 +28,13 @@ def assert_each_once(model: nn.Module, groups: list[dict]) -> None:
     assert sorted(grouped) == sorted(learning), "every parameter must stand in exactly one optimizer group"
 
 
-def adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> Optimizer:
+def adamw(model: nn.Module, weight_decay: float) -> Optimizer:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2), β = (0.9, 0.95)."""
-    groups = decay_groups(model, weight_decay)
-    return AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=True)
+    return AdamW(decay_groups(model, weight_decay), betas=(0.9, 0.95), eps=1e-8, fused=True)
 
 
-#: What an optimizer is called in a recipe -> (model, learning rate, weight decay) -> the optimizer.
-OPTIMIZERS: dict[str, Callable[[nn.Module, float, float], Optimizer]] = {"adamw": adamw}
+#: What an optimizer is called in a recipe -> (model, weight decay) -> the optimizer. Every step sets its learning rate.
+OPTIMIZERS: dict[str, Callable[[nn.Module, float], Optimizer]] = {"adamw": adamw}
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:

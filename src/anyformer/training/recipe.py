@@ -109,6 +109,7 @@ class Training(Part, frozen=True):
       becomes a fixed number of steps.
     - A step takes `batch_tokens` tokens in windows of `sequence_length`, `micro_batch_tokens` at a time (memory), with
       the same result.
+    - `learning_rate`: the highest of the run; by default the usual one for the model's width (`schedules.usual_peak`).
     - `warmup`: a number of steps, or a share of them all (0.05). `final`: the share of the learning rate left at last.
     - `clip`: the largest gradient norm; 0 leaves gradients as they are.
     - `precision`: of the products; weights, moments, norms and losses are float32 either way.
@@ -121,11 +122,11 @@ class Training(Part, frozen=True):
     steps: PositiveInt | None = None
     tokens: PositiveInt | None = None
     minutes: PositiveFloat | None = None
-    batch_tokens: PositiveInt = 8192
+    batch_tokens: PositiveInt = 4096
     micro_batch_tokens: PositiveInt | None = None
     sequence_length: PositiveInt = 256
     optimizer: str = "adamw"
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: PositiveFloat | None = None
     schedule: str = "cosine"
     warmup: NonNegativeInt | Share = 0.05
     final: Annotated[float, Field(ge=0, le=1)] = 0.0

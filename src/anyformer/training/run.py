@@ -31,7 +31,7 @@ from anyformer.model.building import best_device
 from anyformer.training.prepare import Text, check_model, prepare_text, starting_model
 from anyformer.training.progress import Display
 from anyformer.training.recipe import Recipe, read_recipe
-from anyformer.training.schedules import learning_rate
+from anyformer.training.schedules import learning_rate, usual_peak
 from anyformer.training.state import Checkpoints, Counters, Metrics, read_json, read_metrics, write_json
 from anyformer.training.trainer import Trainer
 
@@ -159,6 +159,7 @@ def _run(recipe: Recipe, directory: Path, display: Display, began: float) -> Res
     began -= counters.elapsed
     steps = _number_of_steps(recipe, directory, trainer, display)
     validate_every = settings.validate_every or max(1, steps // 20)
+    peak = settings.learning_rate or usual_peak(trainer.model.spec.output.dim, is_fresh=recipe.model.source is None)
     checkpoint_every = settings.checkpoint_every or max(1, steps // 10)
     metrics = Metrics(directory / "metrics.jsonl")
     metrics.cut_back(counters.step)
@@ -172,7 +173,7 @@ def _run(recipe: Recipe, directory: Path, display: Display, began: float) -> Res
             rate = learning_rate(
                 step,
                 steps,
-                peak=settings.learning_rate,
+                peak=peak,
                 schedule=settings.schedule,
                 warmup=settings.warmup,
                 final=settings.final,

@@ -38,3 +38,9 @@ def learning_rate(
         return peak * (step + 1) / rising
     progress = (step - rising) / max(1, steps - rising)
     return peak * (final + (1.0 - final) * SCHEDULES[schedule](progress))
+
+
+def usual_peak(dim: int, *, is_fresh: bool) -> float:
+    """The learning rate that a model `dim` wide is usually trained at with Adam: about half over its width, as in
+    GPT-3's table for 125M to 13B parameters (Brown et al. 2020, table 2.1); a tenth of it for trained weights."""
+    return 0.5 / dim if is_fresh else 0.05 / dim

@@ -46,7 +46,7 @@ class Trainer:
         self.objective.check(model.spec)
         self.model = model.train()
         self.device = next(model.parameters()).device
-        self.optimizer = OPTIMIZERS[settings.optimizer](model, settings.learning_rate, settings.weight_decay)
+        self.optimizer = OPTIMIZERS[settings.optimizer](model, settings.weight_decay)
         rows = settings.batch_tokens // settings.sequence_length
         self.micro_rows = (settings.micro_batch_tokens or settings.batch_tokens) // settings.sequence_length
         self.loader = Loader(Windows(text.train, settings.sequence_length), rows, self.seed)
