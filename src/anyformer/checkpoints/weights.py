@@ -120,7 +120,7 @@ def read_header(path: Path) -> dict[str, Saved]:
         raise CheckpointError(f"{path} is a Git LFS pointer, not the weights themselves; run `git lfs pull` there")
     if size < 8:
         raise CheckpointError(f"{path} has {size} bytes, too few for a safetensors file; get it again")
-    if length > LARGEST_HEADER or (len(text) < length and not text.startswith(b"{")):
+    if length > LARGEST_HEADER or (len(text) < length and text[:1] not in (b"", b"{")):
         raise CheckpointError(f"{path} is no safetensors file: it claims a header of {length} bytes")
     if len(text) < length:
         raise CheckpointError(f"{path} is cut short: {8 + length} bytes expected for the header, {size} found")
