@@ -23,7 +23,8 @@ class Stack(nn.Module):
         self.norm = norm_of(stack.norm, stack.dim)
         self.relative: RelativePositions | None = None
         if stack.relative is not None:
-            self.relative = RelativePositions(stack.relative, next(stack.attentions()).heads)
+            heads = next(mixer.heads for mixer in stack.attentions() if mixer.source == "self")
+            self.relative = RelativePositions(stack.relative, heads)
         self.dropout = stack.dropout
 
     def forward(self, ids_BT: Tensor, context: Context, segments_BT: Tensor | None = None) -> Tensor:

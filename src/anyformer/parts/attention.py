@@ -14,7 +14,7 @@ from anyformer.parts.context import Context
 from anyformer.parts.kernels import Scores
 from anyformer.parts.linear import Linear, SideBySide, lay_side_by_side, project
 from anyformer.parts.masks import Bias, Tokens
-from anyformer.parts.norms import norm_of
+from anyformer.parts.norms import Norm, norm_of
 from anyformer.parts.positions import RelativePositions, alibi_bias, rotary_angles
 
 
@@ -88,16 +88,19 @@ class Attention(SideBySide):
             bias = context.bias
         return Scores(self.scale, self.soft_cap, bias, self.sinks, self.dropout if self.training else 0.0)
 
+    def split(self, x: Tensor, norm: Norm | None) -> Tensor:
+        """[B, T, heads·C] -> [B, T, heads, C], normalised over the whole width or over each head."""
+        if norm is not None and self.norm_width:
+            x = norm(x)
+        x = x.unflatten(-1, (-1, self.head_dim))
+        return x if norm is None or self.norm_width else norm(x)
+
     def self_heads(
         self, x_BTD: Tensor, context: Context, cache: LayerCache | None
     ) -> tuple[Tensor, Tensor, Tensor, Tokens]:
         """Queries [B, H, T, C], keys and values [B, K, S, C] (earlier calls' included), and the keys' tokens."""
         q, k, v = project(x_BTD, (self.query, self.key, self.value))
-        if self.norm_width and self.query_norm is not None and self.key_norm is not None:
-            q, k = self.query_norm(q), self.key_norm(k)
-        q, k, v = (x.unflatten(-1, (-1, self.head_dim)) for x in (q, k, v))
-        if not self.norm_width and self.query_norm is not None and self.key_norm is not None:
-            q, k = self.query_norm(q), self.key_norm(k)
+        q, k, v = self.split(q, self.query_norm), self.split(k, self.key_norm), self.split(v, None)
         if self.angles is not None:
             tables = context.rotary(self.angles, context.queries)
             q, k = self.angles.rotate(q, tables), self.angles.rotate(k, tables)
@@ -112,18 +115,13 @@ class Attention(SideBySide):
         self, x_BTD: Tensor, context: Context, cache: LayerCache | None
     ) -> tuple[Tensor, Tensor, Tensor, Tokens]:
         """Queries from the stream, keys and values from the source: computed once where there is a cache."""
-        q = self.query(x_BTD).unflatten(-1, (-1, self.head_dim))
-        if self.query_norm is not None and not self.norm_width:
-            q = self.query_norm(q)
+        q = self.split(self.query(x_BTD), self.query_norm)
         assert context.source_tokens is not None
         if cache is not None and cache.crossed is not None:
             return q.transpose(1, 2), *cache.crossed, context.source_tokens
         assert context.source is not None
         k, v = project(context.source, (self.key, self.value))
-        k, v = k.unflatten(-1, (-1, self.head_dim)), v.unflatten(-1, (-1, self.head_dim))
-        if self.key_norm is not None and not self.norm_width:
-            k = self.key_norm(k)
-        k, v = k.transpose(1, 2), v.transpose(1, 2)
+        k, v = self.split(k, self.key_norm).transpose(1, 2), self.split(v, None).transpose(1, 2)
         if cache is not None:
             cache.crossed = (k, v)
         return q.transpose(1, 2), k, v, context.source_tokens

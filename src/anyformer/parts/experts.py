@@ -38,7 +38,7 @@ class Experts(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
         x_ND = x_BTD.flatten(0, -2)
-        shares_NE = self.router(x_ND).float().softmax(-1)
+        shares_NE = self.router(x_ND).softmax(-1, dtype=torch.promote_types(x_ND.dtype, torch.float32))
         weight_NK, chosen_NK = shares_NE.topk(self.top_k, -1)
         if self.normalize:
             weight_NK = weight_NK / weight_NK.sum(-1, keepdim=True)

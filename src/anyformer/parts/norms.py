@@ -22,17 +22,18 @@ class Norm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim)) if norm.bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.unit_offset:
-            assert self.weight is not None
-            # In float32: 1 + w would lose most of a bfloat16 w.
-            weight = 1 + self.weight.float()
-            return (F.rms_norm(x.float(), self.shape, weight, self.eps) if self.rms else self._layer(x, weight)).to(
-                x.dtype
-            )
-        return F.rms_norm(x, self.shape, self.weight, self.eps) if self.rms else self._layer(x, self.weight)
+        if not self.unit_offset:
+            return self._normalize(x, self.weight, self.bias)
+        assert self.weight is not None
+        # At least float32: 1 + w would lose most of a bfloat16 w.
+        wide = torch.promote_types(x.dtype, torch.float32)
+        bias = None if self.bias is None else self.bias.to(wide)
+        return self._normalize(x.to(wide), 1 + self.weight.to(wide), bias).to(x.dtype)
 
-    def _layer(self, x: Tensor, weight: Tensor | None) -> Tensor:
-        return F.layer_norm(x if weight is None else x.to(weight.dtype), self.shape, weight, self.bias, self.eps)
+    def _normalize(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        if self.rms:
+            return F.rms_norm(x, self.shape, weight, self.eps)
+        return F.layer_norm(x, self.shape, weight, bias, self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.shape[0]}, {'rms' if self.rms else 'layer'}, eps={self.eps}"

@@ -91,6 +91,8 @@ class Stack(Part, frozen=True):
             heads = {mixer.heads for mixer in self.attentions() if mixer.source == "self"}
             if len(heads) > 1:
                 raise ValueError(f"layers that share a relative table need equal heads, these have {sorted(heads)}")
+            if not heads:
+                raise ValueError("a relative table needs self-attention that reads it; leave relative out")
         sinusoidal = self.embeddings.position is not None and self.embeddings.position.kind == "sinusoidal"
         if sinusoidal and self.dim % 2:
             raise ValueError(f"sinusoidal positions need an even dim, not {self.dim}")
