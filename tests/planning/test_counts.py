@@ -127,7 +127,7 @@ def counted(described: spec.Transformer, tokens: int, source: int, cached: int =
     return counter.get_total_flops()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=25)
 @given(models(feed_forwards()))
 def test_parameters_equal_the_built_models(described: spec.Transformer) -> None:
     """The total of a spec of any shape is the number of numbers in the model built from it, and the parts add up."""
@@ -167,7 +167,7 @@ def test_active_parameters_leave_out_experts_not_chosen() -> None:
     assert (parameters.total, parameters.active) == (46_702_792_704, 12_879_925_248)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=25)
 @given(models(DENSE), st.integers(1, 12), st.integers(1, 12))
 def test_flops_equal_torchs_own_counter(described: spec.Transformer, tokens: int, source: int) -> None:
     """With hidden pairs counted as well, as torch's counter does, the FLOPs of any dense model are its count."""
@@ -175,7 +175,7 @@ def test_flops_equal_torchs_own_counter(described: spec.Transformer, tokens: int
     assert sum(flops.values()) == pytest.approx(counted(described, tokens, source), rel=0.01)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(models(DENSE, DECODING, windows=False), st.integers(1, 4), st.integers(1, 4))
 def test_flops_behind_a_cache_equal_torchs_own_counter(described: spec.Transformer, tokens: int, cached: int) -> None:
     """A call that continues a cache costs its own tokens over all keys: no encoder, no keys of the source again."""
@@ -200,7 +200,6 @@ def test_flops_of_experts() -> None:
     assert whole["experts"] - planning.forward_flops(mixture(1), 6, dense=True)["experts"] == 3 * one_expert
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from(["causal", "full"]),
     st.none() | st.tuples(st.none() | st.integers(1, 9), st.none() | st.integers(1, 9)),
@@ -220,7 +219,7 @@ def test_pairs_are_those_the_mask_allows(
     assert pairs(attention, tokens, cached, dense=True) == allowed.numel()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=25)
 @given(models(DENSE, DECODING), st.integers(1, 20), st.integers(1, 9), st.sampled_from(["float32", "bfloat16"]))
 def test_kv_bytes_equal_what_the_cache_stores(
     described: spec.Transformer, tokens: int, source: int, dtype: str

@@ -15,7 +15,7 @@ from anyformer.cli.common import (
     DtypeOption,
     ModelArgument,
     ThreadsOption,
-    open_model,
+    open_reader,
 )
 from anyformer.cli.generate import MaxNewTokens, MinP, RepetitionPenalty, Seed, Temperature, TopK, TopP
 from anyformer.errors import AnyformerError, InputError
@@ -111,7 +111,7 @@ def chat(
     /reset begins anew, /exit or Ctrl-D leaves, Ctrl-C stops an answer. Without a terminal, each line of standard input
     is a message and each answer goes to standard output.
     """
-    loaded = open_model(model, dtype, device)
+    loaded = open_reader(model, dtype, device)
     if loaded.decoder is None or loaded.encoder is not None or loaded.spec.head.kind != "language_model":
         raise InputError(f"{model} is no decoder with a language-model head, so it cannot hold a conversation")
     if loaded.tokenizer is None or loaded.tokenizer.chat_template is None:

@@ -66,32 +66,32 @@ EncodingOption = Annotated[
 
 
 def open_model(reference: str, dtype: Dtype | None = None, device: str = "auto") -> Transformer:
-    """The model that a reference names, with its tokenizer; fresh weights of a preset read bytes."""
+    """The model that a reference names."""
     with waiting(f"reading {reference}"):
         import torch
 
         from anyformer.model import load
 
         try:
-            where = device if device == "auto" else torch.device(device)
-            if isinstance(where, torch.device):
-                torch.empty(0, device=where)
+            # Making a tensor there finds out what torch only says when it is too late.
+            torch.empty(0, device=None if device == "auto" else device)
         except (RuntimeError, AssertionError, NotImplementedError):
             raise InputError(f"there is no device '{device}' here; try --device cpu") from None
-        model = load(reference, dtype.value if dtype is not None else None, where)
-        if model.tokenizer is None and ":" in reference:
-            _read_bytes(model, reference)
-    return model
+        return load(reference, dtype.value if dtype is not None else None, device)
 
 
-def _read_bytes(model: Transformer, reference: str) -> None:
-    """Give a fresh model the tokenizer that needs no training, where its vocabulary has room for bytes."""
+def open_reader(reference: str, dtype: Dtype | None = None, device: str = "auto") -> Transformer:
+    """The model that a reference names, to be given text: a preset, which has no tokenizer, reads bytes where its
+    vocabulary has room for them."""
     from anyformer import families, text
 
-    tokenizer = text.byte_level()
-    if families.preset(reference) is not None and model.spec.output.embeddings.vocabulary >= tokenizer.vocabulary_size:
-        model.tokenizer = tokenizer
-        note(f"{reference} has fresh weights and no tokenizer of its own, so it reads bytes and answers noise")
+    model = open_model(reference, dtype, device)
+    if model.tokenizer is None and families.preset(reference) is not None:
+        tokenizer = text.byte_level()
+        if tokenizer.vocabulary_size <= model.spec.output.embeddings.vocabulary:
+            model.tokenizer = tokenizer
+            note(f"{reference} is a preset: it reads bytes, and its fresh weights know nothing yet")
+    return model
 
 
 def standard_input() -> str:

@@ -16,7 +16,7 @@ from anyformer.cli.common import (
     ModelArgument,
     ThreadsOption,
     new_table,
-    open_model,
+    open_reader,
     print_json,
     print_table,
     standard_input,
@@ -48,7 +48,7 @@ def embed(
     from torch.nn.functional import normalize
 
     given = _texts(texts or [], file)
-    vectors = open_model(model, dtype, device).embed(given, batch_size=batch_size)
+    vectors = open_reader(model, dtype, device).embed(given, batch_size=batch_size)
     if compare:
         cosines = (normalize(vectors, dim=-1) @ normalize(vectors, dim=-1).T).tolist()
         if as_json:

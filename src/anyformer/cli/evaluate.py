@@ -15,7 +15,7 @@ from anyformer.cli.common import (
     ModelArgument,
     ThreadsOption,
     new_table,
-    open_model,
+    open_reader,
     print_json,
     print_table,
     progress,
@@ -51,7 +51,7 @@ def evaluate(
     from anyformer.inspection import evaluation
 
     documents = list(read_documents(find_files(files), tuple(encoding or ["utf-8"])))
-    loaded = open_model(model, dtype, device)
+    loaded = open_reader(model, dtype, device)
     results: dict[str, Evaluation] = {}
     with progress() as bars:
         for document in documents:

@@ -13,7 +13,7 @@ from anyformer.cli.common import (
     JsonOption,
     ModelArgument,
     ThreadsOption,
-    open_model,
+    open_reader,
     print_json,
     standard_input,
 )
@@ -65,7 +65,7 @@ def generate(
     What is not given is as the checkpoint says, and greedy where that says nothing.
     """
     text = standard_input() if prompt == "-" else prompt
-    loaded = open_model(model, dtype, device)
+    loaded = open_reader(model, dtype, device)
     settings: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,

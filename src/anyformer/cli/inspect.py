@@ -64,5 +64,6 @@ def _origin_lines(model: str, origin: dict[str, Any]) -> list[str]:
         f"from           {model}, family {origin['family'] or 'none (spec.json alone describes it)'}",
         f"tokenizer      {tokens}{chat}",
     ]
-    lines += [f"passed over    {name}: {reason}" for name, reason in origin["passed_over"].items()]
+    if origin["passed_over"]:
+        lines.append(f"passed over    {', '.join(origin['passed_over'])} (--json says why)")
     return lines

@@ -44,7 +44,9 @@ def list_(
         print(f"{name}\n")
         table = new_table(*rows[0])
         for column in table.columns:
-            column.justify = "left"
+            values = [row[str(column.header)] for row in rows]
+            column.justify = "right" if any(isinstance(value, int) for value in values) else "left"
+            column.no_wrap = any(str(value).startswith("https://") for value in values)
         for row in rows:
             table.add_row(*(_shown(value) for value in row.values()))
         print_table(table)
@@ -72,7 +74,6 @@ def families() -> Rows:
     return [
         {
             "family": name,
-            "title": family.title,
             "sizes": list(family.presets),
             "reads": list(family.model_types),
             "gguf": family.gguf.architecture if family.gguf is not None else "",

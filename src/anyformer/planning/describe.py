@@ -430,7 +430,7 @@ def _limit(spec: Transformer) -> str:
     return f" · limit: {min(sizes):,} learned positions" if sizes else " · no limit"
 
 
-def scaled(number: float, unit: str) -> str:
+def scaled(number: int | float, unit: str) -> str:
     """A number to three digits with a decimal prefix: 134515008 B is 135 MB."""
     power = 0
     while number >= 999.5 and power < len(PREFIXES) - 1:

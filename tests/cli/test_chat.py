@@ -1,0 +1,172 @@
+"""Conversations: the same answers whether the cache is kept or not, and a terminal that behaves as people expect."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from anyformer import generation
+from anyformer.cli.chat import HELP, Conversation
+from anyformer.model import Transformer, load
+from anyformer.text import Tokenizer
+
+LENGTH = 12
+
+
+@pytest.fixture
+def model(talker: Path) -> Transformer:
+    return load(talker)
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each turn gave the model to read."""
+    lengths: list[int] = []
+    steps = generation.steps
+
+    def counting(model: Transformer, prompt, *arguments, **more):
+        lengths.append(prompt.shape[1])
+        return steps(model, prompt, *arguments, **more)
+
+    monkeypatch.setattr(generation, "steps", counting)
+    return lengths
+
+
+def answer(conversation: Conversation, text: str) -> str:
+    return "".join(conversation.say(text))
+
+
+def without_cache(model: Transformer, earlier: Conversation, text: str) -> str:
+    """What a conversation that has only the messages of an earlier one answers."""
+    fresh = Conversation(model, max_new_tokens=LENGTH)
+    fresh.messages = list(earlier.messages)
+    return answer(fresh, text)
+
+
+def test_turns_read_only_what_is_new(model: Transformer, read: list[int]) -> None:
+    """Each turn reads what the last answer left unread and the new message; the answer is that of a conversation read
+    from its beginning."""
+    conversation = Conversation(model, max_new_tokens=LENGTH)
+    first = answer(conversation, "hello")
+    wanted = without_cache(model, conversation, "and now?")
+    read.clear()
+    second = answer(conversation, "and now?")
+    assert len(first) == len(second) == LENGTH and second == wanted
+    # The last letter of the answer was written and not yet read.
+    assert read == [len(first[-1:] + "\n[user]and now?\n[assistant]")]
+    assert [message["content"] for message in conversation.messages] == ["hello", first, "and now?", second]
+
+
+def test_a_template_that_rewrites_the_past_is_read_anew(model: Transformer, read: list[int]) -> None:
+    """Where the rendered conversation does not go on from what the cache holds, all of it is read, and the answer is
+    right."""
+    assert model.tokenizer is not None
+    rewriting = "{{ messages | length }}{% for message in messages %}[{{ message.content }}]{% endfor %}"
+    config = {**model.tokenizer._config, "chat_template": rewriting}
+    model.tokenizer = Tokenizer(model.tokenizer._backend, config)
+    conversation = Conversation(model, max_new_tokens=LENGTH)
+    first = answer(conversation, "hello")
+    wanted = without_cache(model, conversation, "more")
+    read.clear()
+    assert answer(conversation, "more") == wanted
+    assert read == [len(f"3[hello][{first}][more]")]
+
+
+def test_an_answer_that_was_stopped_stays(model: Transformer) -> None:
+    """What was said before the stop is part of the conversation, and the next answer takes it into account."""
+    conversation = Conversation(model, max_new_tokens=LENGTH)
+    whole = answer(Conversation(model, max_new_tokens=LENGTH), "hello")
+    pieces = conversation.say("hello")
+    said = "".join(next(pieces) for _ in range(4))
+    pieces.close()
+    assert whole.startswith(said)
+    assert conversation.messages[-1] == {"role": "assistant", "content": said}
+    wanted = without_cache(model, conversation, "go on")
+    assert answer(conversation, "go on") == wanted
+
+
+def test_reset_forgets_all_but_the_system_message(model: Transformer) -> None:
+    """After a reset the same question gets the same answer as at first; the system message stands."""
+    conversation = Conversation(model, "be brief", max_new_tokens=LENGTH)
+    first = answer(conversation, "hello")
+    answer(conversation, "more")
+    conversation.reset()
+    assert conversation.messages == [{"role": "system", "content": "be brief"}]
+    assert answer(conversation, "hello") == first != answer(Conversation(model, max_new_tokens=LENGTH), "hello")
+
+
+def test_a_pipe_gets_answers_and_nothing_else(command: list[str], talker: Path, model: Transformer) -> None:
+    """Without a terminal each line is a message, each answer a line; commands work, and the end of input ends it."""
+    conversation = Conversation(model, max_new_tokens=LENGTH)
+    wanted = [answer(conversation, "one"), answer(conversation, "two")]
+    arguments = [*command, "chat", str(talker), "-n", str(LENGTH)]
+    said = "one\ntwo\n\n/reset\none\n/exit\nnever"
+    ran = subprocess.run(arguments, input=said, capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines() == [*wanted, wanted[0]] and ran.stderr == ""
+
+
+def in_terminal(arguments: list[str]) -> pexpect.spawn:
+    """A program in a terminal so wide that nothing wraps."""
+    program, *rest = arguments
+    return pexpect.spawn(program, rest, encoding="utf-8", timeout=200, dimensions=(40, 4000), echo=False)
+
+
+def test_a_conversation_in_a_terminal(command: list[str], talker: Path, model: Transformer) -> None:
+    """In a real terminal: a greeting, a prompt, answers as they come over two turns; Ctrl-C stops an answer and the
+    conversation goes on; Ctrl-C at the prompt only helps; /reset forgets; Ctrl-D leaves with code 0."""
+    conversation = Conversation(model, max_new_tokens=400)
+    wanted = [answer(conversation, "one"), answer(conversation, "two")]
+    terminal = in_terminal([*command, "chat", str(talker), "-n", "400"])
+    terminal.expect_exact(HELP)
+    for message, reply in zip(("one", "two"), wanted):
+        terminal.expect_exact("> ")
+        terminal.sendline(message)
+        terminal.expect_exact(reply)
+    terminal.expect_exact("> ")
+    terminal.sendline("three")
+    terminal.expect("[!-~]{5}")
+    terminal.sendintr()
+    terminal.expect_exact("…")
+    terminal.expect_exact("> ")
+    terminal.sendintr()
+    terminal.expect_exact(HELP)
+    terminal.expect_exact("> ")
+    terminal.sendline("/reset")
+    terminal.expect_exact("> ")
+    terminal.sendline("one")
+    terminal.expect_exact(wanted[0])
+    terminal.expect_exact("> ")
+    terminal.sendeof()
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus == 0
+
+
+def test_a_real_model_remembers_what_it_was_told(command: list[str], smollm: Path) -> None:
+    """SmolLM2, out of its GGUF file and with its own template, in a terminal: in the second turn it knows the word that
+    it was told in the first."""
+    terminal = in_terminal([*command, "chat", str(smollm), "-n", "24", "--threads", "1"])
+    terminal.expect_exact("\n> ")
+    terminal.sendline("The secret word is banana. Repeat it.")
+    terminal.expect_exact("\n> ")
+    terminal.sendline("What is the secret word?")
+    terminal.expect_exact("\n> ")
+    assert "banana" in terminal.before
+    terminal.sendline("/exit")
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus == 0
+
+
+@pytest.mark.parametrize(
+    ("reference", "sentence"),
+    [("bert:tiny", "no decoder with a language-model head"), ("llama:tiny", "no chat template")],
+)
+def test_models_that_cannot_talk_say_so(reference: str, sentence: str, anyformer: Callable) -> None:
+    """An encoder, and a model without a template, are refused in a sentence."""
+    ran = anyformer("chat", reference)
+    assert ran.code == 2 and sentence in ran.err
