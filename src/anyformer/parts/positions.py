@@ -57,11 +57,20 @@ class LearnedPositions(Embedding):
     def forward(self, input: Tokens) -> Tensor:  # type: ignore[override]
         tokens = input
         if tokens.high is not None and tokens.high >= self.size:
-            raise InputError(
-                f"the text reaches position {tokens.high + 1}, but the model has learned {self.size} positions; "
-                f"shorten it, or use a model whose positions are not learned"
-            )
-        return super().forward(tokens.position + self.offset)
+            raise self._beyond(tokens.high)
+        try:
+            return super().forward(tokens.position + self.offset)
+        except IndexError:
+            position = tokens.position
+            raise self._beyond(int(position.max() if position.max() >= self.size else position.min())) from None
+
+    def _beyond(self, position: int) -> InputError:
+        if position < 0:
+            return InputError(f"position {position} does not exist; positions count from 0")
+        return InputError(
+            f"the text reaches position {position + 1}, but the model has learned {self.size} positions; shorten it, "
+            f"or use a model whose positions are not learned"
+        )
 
 
 @dataclass(frozen=True, eq=False)
