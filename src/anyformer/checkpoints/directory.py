@@ -13,7 +13,7 @@ from torch import Tensor
 from anyformer.checkpoints import pooling
 from anyformer.checkpoints.atomic import staged
 from anyformer.checkpoints.checkpoint import Carried, Checkpoint
-from anyformer.checkpoints.tensors import load, ties_output, unload
+from anyformer.checkpoints.tensors import OTHER_HEAD, load, ties_output, unload
 from anyformer.checkpoints.weights import INDEX, WEIGHTS, SafetensorsSource, read_json, write_weights
 from anyformer.errors import CheckpointError, SpecError
 from anyformer.families import names as tables
@@ -107,7 +107,8 @@ def write(
     carried = carried if carried is not None and chosen is not None and chosen.name == family else Carried()
     table = own_names(spec) if chosen is None else chosen.tensors(spec)
     # transformers saves its base models without the name under which models with heads keep them.
-    drop = chosen.prefix if chosen is not None and spec.head.kind == "embedding" else ""
+    bare = spec.head.kind == "embedding" and OTHER_HEAD not in carried.reasons.values()
+    drop = chosen.prefix if chosen is not None and bare else ""
     saved, sizes = unload(tensors, spec, table, drop=drop)
     extra = {name: tensor for name, tensor in carried.tensors.items() if name not in saved}
     sizes |= {name: tensor.nbytes for name, tensor in extra.items()}

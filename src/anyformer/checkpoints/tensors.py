@@ -22,6 +22,7 @@ from anyformer.spec import Transformer
 OUTPUT = "head.output.weight"
 #: The reason for what a caller had ignored; it is not carried, so that what is saved loads without asking again.
 ASKED = "as you asked"
+OTHER_HEAD = "of a head, where only embeddings are asked for"
 
 
 class Lazy(Mapping[str, Tensor]):
@@ -195,7 +196,7 @@ def _reason(source: Source, name: str, table: Table, prefix: str, spec: Transfor
         return ASKED
     base = spec.head.kind == "embedding" and prefix and any(other.startswith(prefix) for other in source.saved)
     if base and not name.startswith(prefix):
-        return "of a head, where only embeddings are asked for"
+        return OTHER_HEAD
     raise CheckpointError(
         f"{source.where} holds {name}, which its config has no place for (ignore=['{name}'] loads it all the same)"
     )
