@@ -47,7 +47,7 @@ class Plan:
 class LayerCache:
     """The tensors that one layer keeps, each [B, heads, slots, channels]: keys and values, or whatever a mixer caches.
 
-    Storage is made at the first call, from what it is given, and doubles when it is full.
+    Storage is made at the first call, from what it is given, and doubles when it is full; with a capacity, all at once.
     """
 
     def __init__(self, horizon: int | None) -> None:
@@ -65,8 +65,8 @@ class LayerCache:
         held = self.stored[0].shape[2] - 1 if self.stored else 0
         if held >= needed:
             return
-        limit = min(bound for bound in (plan.ring or needed * 2, most or needed * 2) if bound)
-        size = limit if most else min(max(needed, 2 * held, 64), limit)
+        bounds = [bound for bound in (plan.ring, most) if bound]
+        size = min(bounds) if most else min([max(needed, 2 * held, 64), *bounds])
         grown = []
         for index, tensor in enumerate(new):
             # Zeros, not garbage: a weight of zero times NaN is NaN. One slot more is where padding is dumped.

@@ -1,0 +1,160 @@
+"""Caches under any schedule of calls: every query finds exactly the keys that it may see, each once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from anyformer.errors import InputError
+from anyformer.parts.cache import Cache
+from anyformer.parts.masks import Causal, Mask, Prefix, Tokens, Valid, Window
+
+HORIZONS = (None, 1, 3, 8)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call: `valid` per row and token (None: all are real), then perhaps a new order of rows."""
+
+    length: int
+    valid: tuple[tuple[bool, ...], ...] | None
+    reorder: tuple[int, ...] | None
+
+
+@st.composite
+def schedules(draw: st.DrawFn) -> tuple[int, list[Call]]:
+    """A batch size and calls: single tokens, chunks, padded in any way or not at all, rows reordered in between."""
+    rows = draw(st.integers(1, 3))
+    calls = []
+    for _ in range(draw(st.integers(1, 9))):
+        length = draw(st.one_of(st.just(1), st.integers(1, 7)))
+        valid = None
+        if draw(st.integers(0, 3)) == 0:
+            valid = draw(st.tuples(*[st.tuples(*[st.booleans()] * length)] * rows))
+        reorder = draw(st.tuples(*[st.integers(0, rows - 1)] * rows)) if draw(st.integers(0, 4)) == 0 else None
+        calls.append(Call(length, valid, reorder))
+    return rows, calls
+
+
+def mask_of(horizon: int | None) -> Mask:
+    """The mask of a layer that can look back as far as this."""
+    return (Causal() if horizon is None else Causal() & Window(horizon)) & Valid()
+
+
+def follow(rows: int, calls: list[Call], capacity: int | None = None) -> Cache:
+    """Run a schedule through a cache of all horizons beside a list of what each row has seen; after every call, what
+    each real query sees must be the end of its row's list, each token once and no other."""
+    cache = Cache(HORIZONS, rows, "cpu", capacity)
+    seen: list[list[float]] = [[] for _ in range(rows)]
+    name = 0.0
+    for call in calls:
+        names = torch.full((rows, call.length), -1.0)
+        before = [len(row) for row in seen]
+        for row in range(rows):
+            for t in range(call.length):
+                if call.valid is None or call.valid[row][t]:
+                    name += 1
+                    names[row, t] = name
+                    seen[row].append(name)
+        q = cache.queries(call.length, None if call.valid is None else torch.tensor(call.valid), None)
+        for layer in cache.layers:
+            plan = cache.plan(layer.horizon, q)
+            new = names[:, None, :, None].expand(rows, 2, call.length, 1)
+            keys, values = layer.extend(plan, capacity, new, torch.cat((new, -new), -1))
+            assert keys.shape == (rows, 2, plan.keys.length, 1)
+            assert torch.equal(values, torch.cat((keys, -keys), -1))
+            check(layer.horizon, q, plan.keys, keys[:, 1, :, 0], names, before, seen)
+        cache.advance(q)
+        if call.reorder is not None:
+            cache.reorder(torch.tensor(call.reorder))
+            seen = [list(seen[row]) for row in call.reorder]
+    return cache
+
+
+def check(
+    horizon: int | None, q: Tokens, k: Tokens, held: Tensor, names: Tensor, before: list[int], seen: list[list[float]]
+) -> None:
+    """Each real query of each row sees the last `horizon` names up to its own."""
+    allowed = mask_of(horizon).allows(q, k).expand(len(seen), q.length, k.length)
+    for row, history in enumerate(seen):
+        position = before[row]
+        for t in range(q.length):
+            if names[row, t] < 0:
+                continue
+            wanted = history[: position + 1][-(horizon or len(history)) :]
+            assert sorted(held[row][allowed[row, t]].tolist()) == wanted, (horizon, row, t)
+            position += 1
+
+
+def together(*lengths: int) -> list[Call]:
+    """Calls without padding."""
+    return [Call(length, None, None) for length in lengths]
+
+
+@settings(max_examples=250)
+@given(schedules())
+@example((1, together(3, 1, 1, 1, 1, 1, 1)))
+@example((2, together(8, 1, 8, 7, 1, 1)))
+@example((1, together(20, 3, 20)))
+@example((2, [Call(2, ((False, False), (True, True)), None), *together(1, 9, 1)]))
+@example((1, [Call(1, ((False,),), None), Call(7, None, None), Call(1, ((False,),), None), Call(1, None, None)]))
+def test_every_query_finds_its_keys(schedule: tuple[int, list[Call]]) -> None:
+    """Whatever the schedule: appends, chunks, ring wraps, padding left, right or anywhere (whole rows too), reordering;
+    for no window and windows of 1, 3 and 8; and the same with a capacity that just suffices."""
+    rows, calls = schedule
+    follow(rows, calls)
+    follow(rows, calls, capacity=sum(call.length for call in calls))
+
+
+def test_a_full_cache_says_so() -> None:
+    """One token too many is refused before anything is written; with room it goes on."""
+    cache = follow(2, together(4, 2), capacity=7)
+    with pytest.raises(
+        InputError, match=r"the cache holds 7 tokens and has 6; 2 more do not fit: make one with a larger"
+    ):
+        cache.queries(2, None, None)
+    assert cache.queries(1, None, None).start == 6
+
+
+def test_a_ring_takes_constant_memory() -> None:
+    """Windows keep as many slots as they can look back on (and one for padding), however long the stream; only what has
+    no horizon grows, by doubling."""
+    sizes = []
+    for steps in (20, 200):
+        cache = follow(1, together(*[1] * steps))
+        sizes.append([layer.stored[0].shape[2] for layer in cache.layers])
+    assert sizes[0][1:] == sizes[1][1:] == [2, 4, 9]
+    assert 200 < sizes[1][0] <= 401
+
+
+def test_capacity_is_made_once() -> None:
+    """Storage of a fixed capacity is laid out at the first call and never moves: the graph of a step stays valid."""
+    cache = Cache((None, 4), 1, "cpu", capacity=12)
+    places = set()
+    for _ in range(12):
+        q = cache.queries(1, None, None)
+        for layer in cache.layers:
+            layer.extend(cache.plan(layer.horizon, q), 12, torch.ones(1, 1, 1, 2))
+        cache.advance(q)
+        places.add(tuple(layer.stored[0].data_ptr() for layer in cache.layers))
+    assert len(places) == 1
+    assert [layer.stored[0].shape[2] for layer in cache.layers] == [13, 5]
+    assert cache.bytes() == (13 + 5) * 2 * 4
+
+
+def test_a_prefix_stays_known() -> None:
+    """Given at the first call, the prefix is there at the next, and follows its row when rows are reordered."""
+    cache = Cache((None,), 2, "cpu")
+    q = cache.queries(4, None, torch.tensor([[1], [3]]))
+    cache.plan(None, q)
+    cache.advance(q)
+    cache.reorder(torch.tensor([1, 1]))
+    q = cache.queries(1, None, None)
+    keys = cache.plan(None, q).keys
+    assert keys.prefix is not None and keys.prefix.tolist() == [[3], [3]]
+    assert Prefix().allows(q, keys)[0].tolist() == [[True] * 3 + [False] * 2]
