@@ -17,6 +17,7 @@ from anyformer.cli.common import (
     print_json,
     standard_input,
 )
+from anyformer.errors import InputError
 
 MaxNewTokens = Annotated[
     int | None, typer.Option("--max-new-tokens", "-n", min=1, help="The most tokens to add.", show_default=False)
@@ -66,6 +67,10 @@ def generate(
     """
     text = standard_input() if prompt == "-" else prompt
     loaded = open_reader(model, dtype, device)
+    if loaded.decoder is None:
+        raise InputError(
+            f"{model} is no decoder and has none, so it cannot write; encoders embed: anyformer embed {model}"
+        )
     settings: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,

@@ -1,0 +1,90 @@
+"""anyformer generate writes what the model generates."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from anyformer import families, spec, text
+from anyformer.model import build, load
+
+
+def test_writes_what_the_model_generates(anyformer: Callable, talker: Path) -> None:
+    """Standard output is the continuation and a line break, as `Transformer.generate` gives it."""
+    (wanted,) = load(talker).generate(["Once upon"], max_new_tokens=9)
+    ran = anyformer("generate", talker, "Once upon", "-n", "9")
+    assert (ran.code, ran.out, ran.err) == (0, f"{wanted}\n", "")
+
+
+def test_settings_reach_the_model(anyformer: Callable, talker: Path) -> None:
+    """Sampling settings do what they do in Python: the same seed draws the same, another one something else."""
+    settings = {"max_new_tokens": 9, "temperature": 1.5, "top_k": 40, "top_p": 0.9, "min_p": 0.01}
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    (wanted,) = load(talker).generate(["x"], seed=5, **settings)
+    seeds = [anyformer("generate", talker, "x", *arguments, "--seed", seed).out for seed in (5, 5, 6)]
+    assert seeds[0] == seeds[1] == f"{wanted}\n" != seeds[2]
+    assert anyformer("generate", talker, "x", "-n", "9", "--repetition-penalty", "9").out != f"{wanted}\n"
+
+
+def test_json_says_what_was_asked(anyformer: Callable, talker: Path) -> None:
+    """--json holds the prompt, the text and the settings given."""
+    said = json.loads(anyformer("generate", talker, "x", "-n", "4", "--json").out)
+    (wanted,) = load(talker).generate(["x"], max_new_tokens=4)
+    assert said == {"model": str(talker), "prompt": "x", "text": wanted, "settings": {"max_new_tokens": 4}}
+
+
+def test_the_prompt_comes_from_standard_input(command: list[str], talker: Path) -> None:
+    """- reads the whole of standard input, line breaks and all; what is not UTF-8 is refused with its place."""
+    (wanted,) = load(talker).generate(["two\nlines é"], max_new_tokens=4)
+    arguments = [*command, "generate", str(talker), "-", "-n", "4"]
+    ran = subprocess.run(arguments, input="two\nlines é".encode(), capture_output=True, check=True)
+    assert ran.stdout.decode() == f"{wanted}\n"
+    refused = subprocess.run(arguments, input=b"ab\xff", capture_output=True, check=False)
+    assert refused.returncode == 2 and b"not UTF-8 at byte 2" in refused.stderr
+
+
+def test_dtype_is_that_asked_for(anyformer: Callable, talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--dtype casts the model before it generates."""
+    from anyformer.model import Transformer
+
+    seen: list[str] = []
+    stream = Transformer.stream
+    monkeypatch.setattr(
+        Transformer, "stream", lambda self, *a, **more: seen.append(str(self.dtype)) or stream(self, *a, **more)
+    )
+    assert anyformer("generate", talker, "x", "-n", "1", "--dtype", "bfloat16").code == 0
+    assert anyformer("generate", talker, "x", "-n", "1").code == 0
+    assert seen == ["torch.bfloat16", "torch.float32"]
+
+
+def test_a_preset_reads_bytes_and_says_so(anyformer: Callable) -> None:
+    """Fresh weights of a preset have no tokenizer: bytes serve, and a note beside the output says it."""
+    ran = anyformer("generate", "llama:tiny", "x", "-n", "3")
+    assert ran.code == 0 and "llama:tiny is a preset: it reads bytes" in ran.err
+
+
+def test_an_encoder_decoder_answers(anyformer: Callable, tmp_path: Path) -> None:
+    """The prompt of an encoder-decoder is its source: another one, another answer."""
+    described = families.t5("tiny", vocab_size=300)  # type: ignore[attr-defined]
+    large = spec.Initialization(std=0.5)
+    built = build(described.replace(head=spec.LanguageModelHead(), initialization=large), seed=2)
+    built.family, built.tokenizer, built.generation = "t5", text.byte_level(), {"decoder_start_token_id": 0}
+    built.save(tmp_path)
+    (wanted,) = load(tmp_path).generate(["abc"], max_new_tokens=8)
+    assert anyformer("generate", tmp_path, "abc", "-n", "8").out == f"{wanted}\n"
+    assert anyformer("generate", tmp_path, "xyz", "-n", "8").out != f"{wanted}\n"
+
+
+def test_an_encoder_generates_nothing(anyformer: Callable) -> None:
+    """An encoder is refused in a sentence that says what it is."""
+    ran = anyformer("generate", "bert:tiny", "x")
+    assert ran.code == 2 and "bert:tiny is no decoder and has none" in ran.err
+
+
+def test_a_real_model_knows_the_capital_of_france(anyformer: Callable, smollm: Path) -> None:
+    """SmolLM2 out of its GGUF file continues as it should."""
+    assert "Paris" in anyformer("generate", smollm, "The capital of France is", "-n", "4").out

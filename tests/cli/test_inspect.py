@@ -1,0 +1,42 @@
+"""anyformer inspect draws presets and checkpoints alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from anyformer import checkpoints, families, planning
+
+
+def test_a_preset(anyformer: Callable) -> None:
+    """A preset's drawing is `planning.describe`'s, at the context asked for."""
+    described = families.preset("llama:8b")
+    assert described is not None
+    ran = anyformer("inspect", "llama:8b", "--context", 4096)
+    assert ran.code == 0 and ran.out.startswith(planning.describe(described, 4096))
+    assert "4,096 tokens" in ran.out and "a preset" in ran.out
+
+
+def test_a_checkpoint(anyformer: Callable, talker: Path) -> None:
+    """A directory's drawing says what it came from, its tokenizer, and counts bytes in the file's own type."""
+    ran = anyformer("inspect", talker)
+    assert ran.out.startswith(planning.describe(checkpoints.open(talker).spec, dtype="float32"))
+    assert "family llama" in ran.out and "257 tokens, with a chat template" in ran.out
+
+
+def test_json(anyformer: Callable, talker: Path) -> None:
+    """--json holds the counts by their names, the spec, and what the files say besides."""
+    facts = json.loads(anyformer("inspect", talker, "--json", "--context", 10, "--dtype", "bfloat16").out)
+    described = checkpoints.open(talker).spec
+    assert facts["parameters"]["total"] == planning.count(described)
+    assert facts["kv_bytes"] == planning.kv_bytes(described, 10, dtype="bfloat16")
+    assert facts["flops"]["forward_per_token"] > 0
+    assert facts["spec"] == described.model_dump(mode="json")
+    assert facts["origin"]["family"] == "llama" and facts["origin"]["chat_template"]
+
+
+def test_a_gguf_file(anyformer: Callable, smollm: Path) -> None:
+    """SmolLM2's file is the preset of its size: 134,515,008 parameters, three key/value heads."""
+    out = anyformer("inspect", smollm).out
+    assert "134,515,008" in out and "3 key/value heads (grouped-query)" in out and "with a chat template" in out
