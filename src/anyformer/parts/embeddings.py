@@ -30,18 +30,16 @@ class Embeddings(nn.Module):
         self.scale, self.dropout = embeddings.scale, embeddings.dropout
 
     def forward(self, ids_BT: Tensor, tokens: Tokens, segments_BT: Tensor | None = None) -> Tensor:
-        try:
-            x = self.tokens(ids_BT)
-        except IndexError:
-            worst = ids_BT.max() if ids_BT.max() >= self.tokens.num_embeddings else ids_BT.min()
-            raise InputError(
-                f"token id {int(worst)} is outside the vocabulary of {self.tokens.num_embeddings}; use the tokenizer "
-                f"that belongs to this model"
-            ) from None
+        x = _rows(
+            self.tokens,
+            ids_BT,
+            "token id {} is outside the vocabulary of {}; use the tokenizer that belongs to this model",
+        )
         if self.scale is not None:
             x = x * torch.tensor(self.scale, dtype=x.dtype, device=x.device)
         if self.segments is not None:
-            x = x + (self.segments.weight[0] if segments_BT is None else self.segments(segments_BT))
+            types = "token type {} does not exist; this model has {}, counted from 0"
+            x = x + (self.segments.weight[0] if segments_BT is None else _rows(self.segments, segments_BT, types))
         elif segments_BT is not None:
             raise InputError("this model has no token types; leave segments out")
         if self.positions is not None:
@@ -49,3 +47,12 @@ class Embeddings(nn.Module):
         if self.norm is not None:
             x = self.norm(x)
         return F.dropout(x, self.dropout) if self.dropout and self.training else x
+
+
+def _rows(table: nn.Embedding, ids: Tensor, complaint: str) -> Tensor:
+    """table[ids]. Raises `InputError` where there is no such row: the complaint, with the id and the table's size."""
+    try:
+        return table(ids)
+    except IndexError:
+        worst = ids.max() if ids.max() >= table.num_embeddings else ids.min()
+        raise InputError(complaint.format(int(worst), table.num_embeddings)) from None

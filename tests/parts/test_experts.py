@@ -1,0 +1,145 @@
+"""Mixtures of experts: the sorted path and the dense one are the definition."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from gradients import draw, gradcheck
+from torch import Tensor
+
+from anyformer import spec
+from anyformer.parts.context import Context
+from anyformer.parts.experts import Experts
+from anyformer.parts.feedforward import ACTIVATIONS
+from anyformer.parts.masks import Tokens
+
+SHARED = [{}, {"shared_hidden": 5}, {"shared_hidden": 8, "shared_gate": True}]
+FORMS = [
+    {"experts": experts, "top_k": top_k, "gated": gated, "normalize": normalize, **shared}
+    for (experts, top_k), gated, normalize, shared in product(
+        [(1, 1), (4, 1), (5, 3), (3, 3)], (True, False), (True, False), SHARED
+    )
+]
+
+
+def one_by_one(part: Experts, x: Tensor, form: dict) -> Tensor:
+    """The definition, a token at a time: its best experts, weighted, and what every token passes through."""
+    rows = []
+    for token in x.reshape(-1, x.shape[-1]):
+        shares = (part.router.weight @ token).softmax(0)
+        best = sorted(range(part.experts), key=lambda e: -shares[e].item())[: part.top_k]
+        total = sum(shares[e] for e in best) if form["normalize"] else 1.0
+        out = torch.zeros_like(token)
+        for e in best:
+            hidden = part.up[e] @ token
+            activation = ACTIVATIONS["silu"]
+            hidden = activation(hidden) if part.gate is None else activation(part.gate[e] @ token) * hidden
+            out = out + shares[e] / total * (part.down[e] @ hidden)
+        if part.shared is not None:
+            extra = part.shared(token, Context(Tokens(1, start=0)))
+            out = out + (extra if part.shared_gate is None else extra * torch.sigmoid(part.shared_gate(token)))
+        rows.append(out)
+    return torch.stack(rows).view_as(x)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_both_paths_are_the_definition(form: dict) -> None:
+    """Dense in float64; grouped products over sorted tokens in float32, outputs and every gradient, however unevenly
+    the tokens fall on the experts."""
+    torch.manual_seed(0)
+    mixture = spec.MixtureOfExperts(hidden=8, **form)
+    part = draw(Experts(mixture, 4))
+    x = torch.randn(2, 7, 4, dtype=torch.float64)
+    context = Context(Tokens(7, start=0))
+    wanted = one_by_one(part, x, form)
+    assert not part.groupable(x)
+    assert torch.allclose(part(x, context), wanted)
+    part.float()
+    assert part.groupable(x.float())
+    outcomes = []
+    for groupable in (True, False):
+        part.groupable = lambda _, answer=groupable: answer  # type: ignore[method-assign]
+        stream = x.float().requires_grad_()
+        out = part(stream, context)
+        assert torch.allclose(out.double(), wanted, rtol=1e-4, atol=1e-4 * float(wanted.detach().abs().max()))
+        outcomes.append(torch.autograd.grad(out.square().sum(), [stream, *part.parameters()]))
+    largest = max(float(gradient.abs().max()) for gradient in outcomes[1])
+    for grouped, dense in zip(*outcomes, strict=True):
+        assert torch.allclose(grouped, dense, rtol=1e-3, atol=1e-5 * largest)
+
+
+#: Where one expert gets all of the weight, the router has no gradient.
+CHOOSING = [form for form in FORMS if form["top_k"] > 1 or (form["experts"] > 1 and not form["normalize"])]
+
+
+@pytest.mark.parametrize("form", CHOOSING[::4], ids=str)
+def test_gradients_are_right(form: dict) -> None:
+    """gradcheck of the dense path, router and shared expert included."""
+    torch.manual_seed(1)
+    part = Experts(spec.MixtureOfExperts(hidden=3, **form), 2).double()
+    draw(part, 0.7)
+    x = torch.randn(1, 4, 2, dtype=torch.float64, requires_grad=True)
+    gradcheck(part, lambda x: part(x, Context(Tokens(4, start=0))), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_experts_that_nobody_chose_cost_nothing_and_break_nothing(dtype: torch.dtype) -> None:
+    """All tokens to one of five: the other groups are empty, forward and backward."""
+    torch.manual_seed(0)
+    part = Experts(spec.MixtureOfExperts(experts=5, top_k=1, hidden=8), 8)
+    draw(part).to(dtype)
+    with torch.no_grad():
+        part.router.weight.zero_()
+        part.router.weight[3] = 1
+    x = torch.rand(1, 6, 8, dtype=dtype, requires_grad=True)
+    assert part.groupable(x)
+    out = part(x, Context(Tokens(6, start=0)))
+    out.sum().backward()
+    assert out.isfinite().all() and part.up.grad is not None
+    assert part.up.grad[3].any() and not part.up.grad[[0, 1, 2, 4]].any()
+
+
+def balance(part: Experts, x: Tensor, valid: Tensor | None) -> Tensor:
+    """What a forward pass in training hands up."""
+    context = Context(
+        Tokens(x.shape[1], start=0) if valid is None else Tokens(x.shape[1], position=valid.long(), valid=valid)
+    )
+    part.train()(x, context)
+    (loss,) = context.auxiliary
+    return loss.detach()
+
+
+def test_the_balance_loss_is_its_formula_and_ignores_padding() -> None:
+    """E · Σ f_e · P_e times its coefficient; padding changes nothing, wherever it stands and whatever it holds."""
+    torch.manual_seed(0)
+    part = draw(Experts(spec.MixtureOfExperts(experts=4, top_k=2, hidden=8, balance=0.3), 4))
+    x = torch.randn(2, 5, 4, dtype=torch.float64)
+    shares = part.router(x).softmax(-1).flatten(0, 1)
+    f, p = [0.0] * 4, [0.0] * 4
+    for token in shares.tolist():
+        for e in sorted(range(4), key=lambda e: -token[e])[:2]:
+            f[e] += 1 / 2 / len(shares)
+        p = [a + b / len(shares) for a, b in zip(p, token)]
+    wanted = 0.3 * 4 * sum(a * b for a, b in zip(f, p))
+    assert float(balance(part, x, None)) == pytest.approx(wanted)
+    assert float(balance(part, x, torch.ones(2, 5, dtype=torch.bool))) == pytest.approx(wanted)
+    padded = torch.full((2, 9, 4), 50.0, dtype=torch.float64)
+    valid = torch.zeros(2, 9, dtype=torch.bool)
+    padded[0, 4:], valid[0, 4:] = x[0], True
+    padded[1, [0, 2, 3, 5, 8]], valid[1, [0, 2, 3, 5, 8]] = x[1], True
+    assert float(balance(part, padded, valid)) == pytest.approx(wanted)
+    assert float(balance(part, padded, torch.zeros_like(valid))) == 0.0
+
+
+def test_the_balance_loss_is_for_training() -> None:
+    """None in evaluation, none where its coefficient is zero; it is one when the router is undecided and even."""
+    x = torch.randn(1, 5, 4)
+    even = draw(Experts(spec.MixtureOfExperts(experts=4, top_k=4, hidden=8, balance=1.0), 4)).float()
+    torch.nn.init.zeros_(even.router.weight)
+    assert float(balance(even, x, None)) == pytest.approx(1.0)
+    for part in (even.eval(), Experts(spec.MixtureOfExperts(experts=4, top_k=2, hidden=8), 4)):
+        context = Context(Tokens(5, start=0))
+        part(x, context)
+        assert context.auxiliary == []
