@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -123,6 +124,13 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+def test_a_terminal_without_the_characters_gets_question_marks(command: list[str]) -> None:
+    """Where standard output is ASCII, drawings still come out, with question marks for their lines."""
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    ran = subprocess.run([*command, "inspect", "llama:tiny"], env=environment, capture_output=True, check=True)
+    assert b"decoder: 2 layers, 128 wide" in ran.stdout and b"??" in ran.stdout
 
 
 def test_threads_are_set(anyformer: Callable, talker: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 import typer
 
@@ -50,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line, and leave with its exit code: 0; 1 where `verify` found a difference; 2 for input that
     cannot be used, 70 for a mistake of our own, both told in one line on stderr; 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that lacks a character shows a question mark instead of an error.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app(args=arguments, prog_name="anyformer")
     except Exception as error:
