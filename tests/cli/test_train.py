@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from anyformer import training
+
 SMALL = ("--set", "training.batch_tokens=256", "--set", "training.sequence_length=64")
 RECIPE = """
 [run]
@@ -68,6 +70,14 @@ def test_continuing_from_a_checkpoint(anyformer: Callable, text: Path, talker: P
     assert ran.code == 0
     kept = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["recipe"]
     assert kept["model"] == {"from": str(talker)}
+
+
+def test_an_interrupted_run_leaves_with_130(anyformer: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that saved and stopped before its end is told by the exit code of an interrupt, and offers no model."""
+    stopped = training.Result(Path("run"), 3, 9, 768, 1.5, 0, 5.0, None, None, finished=False)
+    monkeypatch.setattr(training, "train", lambda *_, **__: stopped)
+    ran = anyformer("train", "recipe.toml")
+    assert ran.code == 130 and ran.err == "3 of 9 steps · 768 tokens · 1.5 s · loss 5.0000\n"
 
 
 @pytest.mark.parametrize(
