@@ -7,87 +7,24 @@ in both directions. Whatever family is registered is tested here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import odd
+import pairs
 import pytest
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file
-from torch import Tensor
+from pairs import Pair
 
 import anyformer as af
 from anyformer import families
-from anyformer.model import Transformer
-from anyformer.model.heads import IGNORED
 
 pytest.importorskip("transformers")
 
 SEEDS = range(4)
-#: Ids below this are left to special tokens, which some models see specially.
-FIRST = 5
-LENGTHS = (11, 17, 6)
-
-
-@dataclass
-class Pair:
-    """One model twice: transformers' (saved in `directory` by itself) and ours, loaded from there."""
-
-    theirs: Any
-    ours: Transformer
-    directory: Path
-    pad: int
-
-    @property
-    def shape(self) -> str:
-        return self.ours.spec.shape
-
-    @property
-    def head(self) -> str:
-        return self.ours.spec.head.kind
-
-    def ids(self, rows: int, length: int, seed: int = 0) -> Tensor:
-        """Random ids [rows, length]."""
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randint(FIRST, self.ours.spec.output.embeddings.vocabulary, (rows, length), generator=generator)
-
-    def ragged(self, left: bool = False) -> tuple[Tensor, Tensor]:
-        """A padded batch of rows of `LENGTHS`, and where it is valid."""
-        ids, index = self.ids(len(LENGTHS), max(LENGTHS)), torch.arange(max(LENGTHS))
-        lengths = torch.tensor(LENGTHS)[:, None]
-        valid = index >= max(LENGTHS) - lengths if left else index < lengths
-        return ids.masked_fill(~valid, self.pad), valid
-
-    def reference(self, ids: Tensor, valid: Tensor, **inputs: Any) -> Tensor:
-        """What transformers gives: logits, or hidden states where there is no head."""
-        if "position_ids" in self.theirs.forward.__code__.co_varnames and self.shape == "decoder":
-            inputs["position_ids"] = (valid.long().cumsum(1) - 1).clamp(min=0)
-        out = self.theirs(input_ids=ids, attention_mask=valid.long(), **inputs)
-        for name in ("prediction_logits", "logits", "last_hidden_state"):
-            if (found := getattr(out, name, None)) is not None:
-                return found
-        raise AssertionError("the reference gave nothing")
-
-    def both(self, left: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """(transformers' output, ours, where they count) for a ragged batch."""
-        ids, valid = self.ragged(left)
-        if self.shape == "encoder-decoder":
-            tokens = self.ids(len(ids), 9, seed=1)
-            theirs = self.reference(ids, valid, decoder_input_ids=tokens)
-            ours = self.ours(tokens, source=ids, source_valid=valid)
-            return theirs, ours.logits, torch.ones_like(tokens, dtype=torch.bool)
-        theirs, ours = self.reference(ids, valid), self.ours(ids, valid=valid)
-        found = ours.hidden if self.head == "embedding" else ours.logits
-        return theirs, found, torch.ones(len(ids), dtype=torch.bool) if found.dim() == 2 else valid
-
-
 CASES = [(*known, seed) for known in odd.architectures() for seed in SEEDS]
 SPECS = {case: families.named(case[0])("tiny", architectures=[case[1]]) for case in CASES}
 DECODING = [case for case, spec in SPECS.items() if spec.decoder is not None]
 GENERATING = [case for case in DECODING if SPECS[case].head.kind == "language_model"]
-every = pytest.mark.parametrize(("family", "architecture", "seed"), CASES)
 
 
 def named(case: tuple[str, str, int]) -> str:
@@ -97,133 +34,45 @@ def named(case: tuple[str, str, int]) -> str:
 
 @pytest.fixture(scope="module", params=CASES, ids=named)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    family, architecture, seed = request.param
-    chosen, directory = families.named(family), tmp_path_factory.mktemp(architecture)
-    spec = odd.odd_spec(chosen, seed, architecture)
-    theirs = odd.reference_model(chosen, spec, architecture, seed)
-    if theirs.can_generate():
-        theirs.generation_config.eos_token_id = None
-        theirs.generation_config.pad_token_id = 0
-    theirs.config.eos_token_id = None
-    if theirs.config.is_encoder_decoder:
-        theirs.config.decoder_start_token_id = theirs.generation_config.decoder_start_token_id = 0
-    theirs.save_pretrained(directory)
-    ours = af.load(directory, device="cpu")
-    assert ours.spec == spec
-    return Pair(theirs, ours, directory, theirs.config.pad_token_id or 0)
+    return pairs.make(*request.param, tmp_path_factory.mktemp(request.param[1]))
 
 
-def distance(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference over the largest reference."""
-    return float((ours - theirs).abs().max() / theirs.abs().max())
-
-
-@torch.no_grad()
 def test_logits(pair: Pair) -> None:
     """A ragged batch, padded on the right: logits (or hidden states) within 1e-5."""
-    theirs, ours, valid = pair.both()
-    assert theirs.shape == ours.shape
-    assert distance(ours[valid], theirs[valid]) < 1e-5
+    assert pairs.logits(pair) < 1e-5
 
 
 @pytest.mark.parametrize("pair", DECODING, indirect=True, ids=named)
-@torch.no_grad()
 def test_left_padding(pair: Pair) -> None:
     """The same batch padded on the left, for what decodes (transformers' encoders count such padding as positions)."""
-    theirs, ours, valid = pair.both(left=True)
-    assert distance(ours[valid], theirs[valid]) < 1e-5
+    assert pairs.logits(pair, left=True) < 1e-5
 
 
 def test_loss_and_gradients(pair: Pair) -> None:
     """The loss of random targets, and the norm of its gradient over all parameters, within 1e-4."""
-    pair.theirs.zero_grad()
-    pair.ours.zero_grad()
-    theirs, ours, valid = pair.both()
-    if pair.head == "embedding":
-        wanted = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(0))
-        losses = [((out - wanted)[valid] ** 2).mean() for out in (theirs, ours)]
-    else:
-        shape = (pair.theirs.config.vocab_size, *theirs.shape[:-1])
-        choices = torch.randint(0, theirs.shape[-1], shape[1:], generator=torch.Generator().manual_seed(0))
-        targets = choices.masked_fill(~valid, IGNORED)
-        losses = [F.cross_entropy(theirs.flatten(0, -2), targets.flatten(), ignore_index=IGNORED)]
-        ids, ids_valid = pair.ragged()
-        if pair.shape == "encoder-decoder":
-            out = pair.ours(pair.ids(len(ids), 9, seed=1), source=ids, source_valid=ids_valid, targets=targets)
-        else:
-            out = pair.ours(ids, valid=ids_valid, targets=targets)
-        losses.append(out.loss)
-        assert int(out.target_count) == int(valid.sum())
-    norms = []
-    for loss, model in zip(losses, (pair.theirs, pair.ours)):
-        loss.backward()
-        squares = [p.grad.double().pow(2).sum() for p in model.parameters() if p.grad is not None]
-        norms.append(torch.stack(squares).sum().sqrt())
-    for theirs, ours in ([loss.item() for loss in losses], [norm.item() for norm in norms]):
-        assert ours == pytest.approx(theirs, rel=1e-4)
+    loss, norm = pairs.loss_and_gradients(pair)
+    assert loss < 1e-4
+    assert norm < 1e-4
 
 
 @pytest.mark.parametrize("pair", GENERATING, indirect=True, ids=named)
-@torch.no_grad()
 def test_cached_logits(pair: Pair) -> None:
     """Fed 64 tokens one by one after prompts of different lengths, our cache gives transformers' uncached logits."""
-    ids, valid = pair.ragged(left=True)
-    steps = pair.ids(len(ids), 64, seed=2)
-    cache = pair.ours.new_cache(len(ids))
-    if pair.shape == "encoder-decoder":
-        theirs = pair.reference(ids, valid, decoder_input_ids=steps)
-        inputs = [{"source": ids, "source_valid": valid}, *[{}] * 63]
-        ours = [
-            pair.ours(steps[:, step : step + 1], cache=cache, **more).logits for step, more in zip(range(64), inputs)
-        ]
-    else:
-        whole = torch.cat([valid, torch.ones_like(steps, dtype=torch.bool)], 1)
-        theirs = pair.reference(torch.cat([ids, steps], 1), whole)[:, ids.shape[1] :]
-        pair.ours(ids, valid=valid, cache=cache)
-        ours = [pair.ours(steps[:, step : step + 1], cache=cache).logits for step in range(64)]
-    assert distance(torch.cat(ours, 1), theirs) < 1e-5
+    assert pairs.cached_logits(pair) < 1e-5
 
 
 @pytest.mark.parametrize("pair", GENERATING, indirect=True, ids=named)
-@torch.no_grad()
 def test_greedy_tokens(pair: Pair) -> None:
     """Greedy decoding of a ragged batch writes the same tokens; where it does not, the two best logits are tied."""
-    ids, valid = pair.ragged(left=True)
-    # Without its cache, which miscounts the layers of a decoder that is deeper than its encoder.
-    settings = {"do_sample": False, "num_beams": 1, "max_new_tokens": 24, "min_new_tokens": 24, "use_cache": False}
-    theirs = pair.theirs.generate(input_ids=ids, attention_mask=valid.long(), **settings)[:, -24:]
-    ours = pair.ours.generate(ids, valid=valid, max_new_tokens=24)
-    assert ours.shape == theirs.shape
-    for row, (one, other) in enumerate(zip(ours, theirs)):
-        if not torch.equal(one, other):
-            assert_tied(pair, ids[row][valid[row]], one, other)
-
-
-def assert_tied(pair: Pair, prompt: Tensor, one: Tensor, other: Tensor) -> None:
-    """The first token in which two continuations differ was a tie of the two best logits."""
-    at = int((one != other).nonzero()[0])
-    if pair.shape == "encoder-decoder":
-        begun = torch.cat([torch.zeros(1, dtype=torch.long), one[:at]])[None]
-        logits = pair.ours(begun, source=prompt[None]).logits[0, -1]
-    else:
-        logits = pair.ours(torch.cat([prompt, one[:at]])[None]).logits[0, -1]
-    best = logits.topk(2).values
-    assert float((best[0] - best[1]) / logits.abs().max()) < 1e-5
+    assert pairs.greedy_tokens(pair)
 
 
 def test_saved_again_is_the_same(pair: Pair, tmp_path: Path) -> None:
     """What transformers saved and we save again is the same to the byte, and loads in transformers whole."""
-    pair.ours.save(tmp_path)
-    first, second = (load_file(home / "model.safetensors") for home in (pair.directory, tmp_path))
-    assert first.keys() == second.keys()
-    assert all(first[name].dtype == second[name].dtype and torch.equal(first[name], second[name]) for name in first)
-    model, told = type(pair.theirs).from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    for name, parameter in pair.theirs.state_dict().items():
-        assert torch.equal(parameter, model.state_dict()[name]), name
+    assert pairs.tensors_both_ways(pair, tmp_path)
 
 
-@every
+@pytest.mark.parametrize(("family", "architecture", "seed"), CASES)
 @torch.no_grad()
 def test_ours_loads_there(family: str, architecture: str, seed: int, tmp_path: Path) -> None:
     """A model that was built here, saved, and loaded by transformers computes the same there."""
@@ -236,5 +85,4 @@ def test_ours_loads_there(family: str, architecture: str, seed: int, tmp_path: P
     theirs, told = getattr(odd.reference(), architecture).from_pretrained(tmp_path, output_loading_info=True)
     assert not told["unexpected_keys"] and not told["mismatched_keys"]
     pair = Pair(theirs.eval(), ours, tmp_path, theirs.config.pad_token_id or 0)
-    expected, found, valid = pair.both()
-    assert distance(found[valid], expected[valid]) < 1e-5
+    assert pairs.logits(pair) < 1e-5
