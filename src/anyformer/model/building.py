@@ -9,8 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from anyformer import spec
-from anyformer.errors import CheckpointError
+from anyformer.errors import CheckpointError, InputError
 from anyformer.model.transformer import Transformer
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
 
 
 def build(
@@ -102,12 +109,14 @@ def load(
     """
     from anyformer import checkpoints, families
 
-    chosen = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    chosen = dtype_of(dtype) if isinstance(dtype, str) else dtype
     where = best_device() if device == "auto" else torch.device(device)
-    preset = families.preset(os.fspath(reference))
+    reference = os.fspath(reference)
+    preset = families.preset(reference)
     if preset is not None:
         model = build(preset, dtype=chosen or torch.float32, device=where)
-        model.family = os.fspath(reference).split(":")[0]
+        model.family = reference.split(":")[0]
+        model.generation = dict(families.named(model.family).generation)
         return model.eval()
     checkpoint = checkpoints.open(reference, ignore=ignore)
     model = unfilled(checkpoint.spec, chosen or checkpoint.dtype, where)
@@ -115,6 +124,13 @@ def load(
     model.tokenizer, model.generation = checkpoint.tokenizer, dict(checkpoint.generation)
     model.family, model.carried = checkpoint.family, checkpoint.carried
     return model.eval()
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The floating-point dtype of that name. Raises `InputError` listing them if there is none."""
+    if name not in DTYPES:
+        raise InputError(f"no dtype for weights is called '{name}'; there are {', '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 @torch.no_grad()

@@ -247,6 +247,8 @@ class Transformer(nn.Module):
     def _steps(
         self, ids: Tensor, valid: Tensor | None, settings: Settings, cache: Cache | None = None
     ) -> Iterator[Tensor]:
+        if self.decoder is None:
+            raise InputError("an encoder reads and does not write; only a model with a decoder generates")
         if self.encoder is None:
             return steps(self, ids, settings, valid=valid, cache=cache)
         start = settings.start if settings.start is not None else settings.bos
@@ -306,7 +308,7 @@ class Transformer(nn.Module):
         from anyformer import checkpoints
 
         checkpoints.write(
-            directory,
+            os.fspath(directory),
             spec=self.spec,
             tensors=self.state_dict(),
             family=self.family,
