@@ -60,6 +60,13 @@ def load(source: Source, spec: Transformer, table: Table, *, prefix: str = "", i
     Names may lack the `prefix` of the table's, or end as older versions wrote them; duplicates must be equal. Raises
     `CheckpointError` naming a tensor that is missing, left over, of another shape, or of a type that is no parameter's.
     """
+    for name, stack in spec.stacks().items():
+        # Before anything is spelled out layer by layer, for a config may ask for any number of them.
+        if stack.depth > len(source.saved):
+            raise CheckpointError(
+                f"{source.where} holds {len(source.saved)} tensors, too few for the {stack.depth} layers that its "
+                f"config asks for in the {name}"
+            )
     wanted = shapes(spec)
     lines = _lines(spec, table, wanted)
     found, left = _assign(source, lines, prefix)

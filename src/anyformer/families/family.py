@@ -140,7 +140,7 @@ class Family:
 
     def _head_kind(self, architectures: Any, where: str) -> str:
         name = architectures[0] if isinstance(architectures, list) and architectures else next(iter(self.architectures))
-        if name not in self.architectures:
+        if not isinstance(name, str) or name not in self.architectures:
             raise SpecError(
                 f"{where}: the architecture {name!r} is not known; {self.name} has {', '.join(self.architectures)}"
             )

@@ -47,7 +47,7 @@ def named(name: str) -> Family:
 def find(model_type: str) -> Family:
     """The family of a config.json's `model_type`. Raises `SpecError` naming those there are."""
     families = {known: family for family in registered().values() for known in family.model_types}
-    if model_type not in families:
+    if not isinstance(model_type, str) or model_type not in families:
         raise SpecError(f"no family reads the model type {model_type!r}; known are {', '.join(families)}")
     return families[model_type]
 
@@ -63,7 +63,7 @@ def of(attributes: Mapping[str, Any], where: str = "config.json") -> Family:
         except SpecError as error:
             raise SpecError(f"{where}: {error}") from None
     names = attributes.get("architectures")
-    architecture = names[0] if isinstance(names, list) and names else None
+    architecture = str(names[0]) if isinstance(names, list) and names else None
     families = {known: family for family in registered().values() for known in family.architectures}
     if architecture not in families:
         said = "it names no model_type and no architecture" if architecture is None else f"unknown: {architecture!r}"
