@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, StrictBool, ValidationError
 
 from anyformer.errors import SpecError
+
+# Numbers and flags are taken as they stand: "4", 4.0 and true are no 4, and "no" is not false.
+PositiveInt = Annotated[int, Field(strict=True, gt=0)]
+NonNegativeInt = Annotated[int, Field(strict=True, ge=0)]
+PositiveFloat = Annotated[float, Field(strict=True, gt=0)]
+NonNegativeFloat = Annotated[float, Field(strict=True, ge=0)]
+Probability = Annotated[float, Field(strict=True, ge=0, lt=1)]
+Flag = StrictBool
 
 
 class Part(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):

@@ -5,15 +5,14 @@ from __future__ import annotations
 from math import prod
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from pydantic import SerializeAsAny as _AsAny
+from pydantic import model_validator
 from pydantic.functional_validators import BeforeValidator
 
 from anyformer.errors import SpecError
-from anyformer.spec.base import Part
+from anyformer.spec.base import Flag, NonNegativeFloat, Part, PositiveFloat, PositiveInt, Probability
 from anyformer.spec.positions import AttentionPosition
 
-Probability = Annotated[float, Field(ge=0, lt=1)]
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh"]
 
 
@@ -25,9 +24,9 @@ class Norm(Part, frozen=True):
 
     kind: Literal["layer", "rms"]
     eps: PositiveFloat = 1e-5
-    weight: bool = True
-    bias: bool = False
-    unit_offset: bool = False
+    weight: Flag = True
+    bias: Flag = False
+    unit_offset: Flag = False
 
     @model_validator(mode="after")
     def _fits(self) -> Norm:
@@ -99,13 +98,13 @@ class Attention(Mixer, frozen=True):
     visibility: Literal["causal", "full", "prefix"]
     window: tuple[PositiveInt | None, PositiveInt | None] | None = None
     position: AttentionPosition | None = None
-    bias: bool = False
-    output_bias: bool = False
+    bias: Flag = False
+    output_bias: Flag = False
     query_key_norm: Norm | None = None
     query_key_norm_over: Literal["head", "width"] = "head"
     soft_cap: PositiveFloat | None = None
     scale: PositiveFloat | None = None
-    sinks: bool = False
+    sinks: Flag = False
     dropout: Probability = 0.0
 
     role: ClassVar[str] = "attention"
@@ -157,8 +156,8 @@ class FeedForward(Mixer, frozen=True):
     kind: Literal["feed_forward"] = "feed_forward"
     hidden: PositiveInt
     activation: Activation = "gelu"
-    gated: bool = False
-    bias: bool = False
+    gated: Flag = False
+    bias: Flag = False
     dropout: Probability = 0.0
 
     role: ClassVar[str] = "feed_forward"
@@ -184,10 +183,10 @@ class MixtureOfExperts(Mixer, frozen=True):
     top_k: PositiveInt
     hidden: PositiveInt
     activation: Activation = "silu"
-    gated: bool = True
-    normalize: bool = True
+    gated: Flag = True
+    normalize: Flag = True
     shared_hidden: PositiveInt | None = None
-    shared_gate: bool = False
+    shared_gate: Flag = False
     balance: NonNegativeFloat = 0.0
 
     role: ClassVar[str] = "experts"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from anyformer.spec.base import Part
+from anyformer.spec.base import Flag, NonNegativeInt, Part, PositiveFloat, PositiveInt
 
 
 class Llama3Scaling(Part, frozen=True):
@@ -32,7 +32,7 @@ class Rotary(Part, frozen=True):
     kind: Literal["rotary"] = "rotary"
     base: PositiveFloat = 10000.0
     dim: PositiveInt | None = None
-    interleaved: bool = False
+    interleaved: Flag = False
     scaling: RotaryScaling | None = None
 
 
@@ -56,7 +56,7 @@ class RelativeBuckets(Part, frozen=True):
     kind: Literal["relative_buckets"] = "relative_buckets"
     buckets: PositiveInt = 32
     max_distance: PositiveInt = 128
-    bidirectional: bool
+    bidirectional: Flag
 
     @model_validator(mode="after")
     def _buckets_suffice(self) -> RelativeBuckets:
@@ -81,7 +81,7 @@ class Sinusoidal(Part, frozen=True):
 
     kind: Literal["sinusoidal"] = "sinusoidal"
     base: PositiveFloat = 10000.0
-    interleaved: bool = True
+    interleaved: Flag = True
 
 
 class Learned(Part, frozen=True):
@@ -93,7 +93,7 @@ class Learned(Part, frozen=True):
 
     kind: Literal["learned"] = "learned"
     size: PositiveInt
-    offset: Annotated[int, Field(ge=0)] = 0
+    offset: NonNegativeInt = 0
 
 
 EmbeddingPosition = Annotated[Sinusoidal | Learned, Field(discriminator="kind")]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from anyformer.spec.base import Part
-from anyformer.spec.mixers import Activation, AnyMixer, Attention, Norm, Probability
+from anyformer.spec.base import Flag, NonNegativeInt, Part, PositiveFloat, PositiveInt, Probability
+from anyformer.spec.mixers import Activation, AnyMixer, Attention, Norm
 from anyformer.spec.positions import EmbeddingPosition, RelativeBuckets
 
 Placement = Literal["pre", "post", "output", "both"]
@@ -43,7 +43,7 @@ class Block(Part, frozen=True):
     """
 
     branches: tuple[Branch, ...] = Field(min_length=1)
-    parallel: bool = False
+    parallel: Flag = False
     repeat: PositiveInt = 1
 
     @model_validator(mode="after")
@@ -116,8 +116,8 @@ class LanguageModelHead(Part, frozen=True):
     first (T5's d^-½); `soft_cap` c bounds logits by c·tanh(l/c)."""
 
     kind: Literal["language_model"] = "language_model"
-    tied: bool = False
-    bias: bool = False
+    tied: Flag = False
+    bias: Flag = False
     scale: PositiveFloat | None = None
     soft_cap: PositiveFloat | None = None
 
@@ -126,8 +126,8 @@ class MaskedLanguageModelHead(Part, frozen=True):
     """BERT's head (Devlin et al. 2019, appendix): a dense layer, activation, norm, then logits over the vocabulary."""
 
     kind: Literal["masked_language_model"] = "masked_language_model"
-    tied: bool = True
-    bias: bool = True
+    tied: Flag = True
+    bias: Flag = True
     activation: Activation = "gelu"
     norm: Norm
 
@@ -139,7 +139,7 @@ class SequenceClassificationHead(Part, frozen=True):
     labels: PositiveInt
     pooling: Literal["first", "last", "mean"] = "first"
     activation: Activation | None = "tanh"
-    bias: bool = True
+    bias: Flag = True
     dropout: Probability = 0.0
 
 
@@ -148,7 +148,7 @@ class TokenClassificationHead(Part, frozen=True):
 
     kind: Literal["token_classification"] = "token_classification"
     labels: PositiveInt
-    bias: bool = True
+    bias: Flag = True
     dropout: Probability = 0.0
 
 
@@ -157,7 +157,7 @@ class EmbeddingHead(Part, frozen=True):
 
     kind: Literal["embedding"] = "embedding"
     pooling: Literal["first", "last", "mean", "max"] = "mean"
-    normalize: bool = True
+    normalize: Flag = True
 
 
 Head = Annotated[
@@ -172,7 +172,7 @@ class Initialization(Part, frozen=True):
 
     std: PositiveFloat | None = 0.02
     embedding_std: PositiveFloat | None = None
-    depth_scaled: bool = False
+    depth_scaled: Flag = False
 
 
 class Transformer(Part, frozen=True):
@@ -186,7 +186,7 @@ class Transformer(Part, frozen=True):
     decoder: Stack | None = None
     head: Head
     context: PositiveInt | None = None
-    shared_embedding: bool = False
+    shared_embedding: Flag = False
     initialization: Initialization = Initialization()
 
     @model_validator(mode="after")
