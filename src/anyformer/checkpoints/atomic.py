@@ -34,8 +34,9 @@ def staged(directory: Path) -> Iterator[Path]:
             shutil.rmtree(left_over, ignore_errors=True)
         stage = Path(tempfile.mkdtemp(prefix=prefix, dir=home))
         yield stage
-        files = sorted(path for path in stage.rglob("*") if path.is_file())
-        for path in files:
+        written = [*stage.rglob("*"), stage]
+        files = sorted(path for path in written if path.is_file())
+        for path in written:
             _sync(path)
         if exists:
             for path in files:

@@ -210,8 +210,8 @@ def _reason(source: Source, name: str, table: Table, prefix: str, spec: Transfor
 
 
 def _saved_shapes(line: Line, wanted: Shapes) -> dict[str, tuple[int, ...]]:
-    ours = [torch.empty(wanted[name], device="meta") for name in line.ours]
-    return {name: tuple(tensor.shape) for name, tensor in zip(line.saved, _to_saved(line, ours))}
+    whole = _to_saved(line, [torch.empty(wanted[name], device="meta") for name in line.ours])
+    return dict.fromkeys(line.saved, tuple(whole.shape[1:] if "#" in line.entry.saved else whole.shape))
 
 
 def _read_ours(source: Source, line: Line, names: Sequence[str], wanted: Shapes, index: int) -> Tensor:
@@ -219,7 +219,8 @@ def _read_ours(source: Source, line: Line, names: Sequence[str], wanted: Shapes,
 
 
 def _make_saved(tensors: Mapping[str, Tensor], line: Line, index: int) -> Tensor:
-    return _to_saved(line, [tensors[name] for name in line.ours])[index]
+    whole = _to_saved(line, [tensors[name] for name in line.ours])
+    return whole[index] if "#" in line.entry.saved else whole
 
 
 def _to_ours(line: Line, saved: Sequence[Tensor], wanted: Shapes) -> list[Tensor]:
@@ -235,12 +236,12 @@ def _to_ours(line: Line, saved: Sequence[Tensor], wanted: Shapes) -> list[Tensor
     return [part.flatten(entry.axis, entry.axis + 1) for part in rounds.split(sizes, entry.axis + 1)]
 
 
-def _to_saved(line: Line, ours: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The way back of `_to_ours`."""
+def _to_saved(line: Line, ours: Sequence[Tensor]) -> Tensor:
+    """The way back of `_to_ours`; what the file keeps apart is still stacked."""
     entry, tensor = line.entry, ours[0]
     if len(ours) > 1:
         rounds = [part.unflatten(entry.axis, (entry.groups, -1)) for part in ours]
         tensor = torch.cat(rounds, entry.axis + 1).flatten(entry.axis, entry.axis + 1)
     for layout in reversed(entry.layout):
         tensor = layout.to_saved(tensor)
-    return tensor.unbind(0) if "#" in entry.saved else [tensor]
+    return tensor
