@@ -188,6 +188,15 @@ def test_a_directory_that_holds_a_run_is_refused_with_the_command(recipe: Recipe
         train(recipe(), progress=False)
 
 
+def test_a_file_cannot_hold_a_run(recipe: Recipes, tmp_path: Path) -> None:
+    """Neither in place of the directory nor on the way to it."""
+    (tmp_path / "file").write_text("mine")
+    for directory in ("file", "file/run"):
+        with pytest.raises(TrainingError, match=r"run.directory: .*file.* cannot hold a run"):
+            train(recipe(directory), progress=False)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_there_must_be_a_run_to_resume(tmp_path: Path, recipe: Recipes) -> None:
     """And one of the two, a recipe or a run; a resumed run keeps its recipe."""
     with pytest.raises(TrainingError, match="holds no run to resume"):

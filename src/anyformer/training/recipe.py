@@ -136,7 +136,7 @@ class Training(Part, frozen=True):
     checkpoint_every: PositiveInt | None = None
     checkpoint_keep: Annotated[int, Field(ge=2)] = 2
     validate_every: PositiveInt | None = None
-    validate_tokens: PositiveInt = 262_144
+    validate_tokens: PositiveInt = 65_536
     skip_limit: PositiveInt = 10
 
     @field_validator("objective", "optimizer", "schedule")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import platform
+import shlex
 import shutil
 import signal
 import threading
@@ -85,7 +86,10 @@ def train(
         assert recipe is not None
         recipe = read_recipe(recipe, overrides)
         directory = recipe.run.directory
-        _claim(directory, recipe)
+        try:
+            _claim(directory, recipe)
+        except OSError as error:
+            raise TrainingError(f"run.directory: {directory} cannot hold a run: {error}") from None
     try:
         with torch.random.fork_rng():
             return _run(recipe, directory, display, began)
@@ -96,22 +100,25 @@ def train(
         if has_begun and isinstance(error, OSError | CheckpointError | TextError):
             raise TrainingError(
                 f"the run stopped: {error}; what was saved before is whole, so mend that and go on with: "
-                f"anyformer train --resume {directory}"
+                f"{_resuming(directory)}"
             ) from error
         if isinstance(error, OSError):
             raise TrainingError(f"the run could not begin: {error}") from error
         raise
     except KeyboardInterrupt:
-        display.note(f"stopped at once; go on from what is saved with: anyformer train --resume {directory}")
+        display.note(f"stopped at once; go on from what is saved with: {_resuming(directory)}")
         raise
+
+
+def _resuming(directory: Path) -> str:
+    return f"anyformer train --resume {shlex.quote(str(directory))}"
 
 
 def _claim(directory: Path, recipe: Recipe) -> None:
     """Make a directory a run's own."""
     if (directory / "run.json").exists():
         raise TrainingError(
-            f"{directory} holds a run already; go on with it: anyformer train --resume {directory}, or choose another "
-            f"run.directory"
+            f"{directory} holds a run already; go on with it: {_resuming(directory)} -- or choose another run.directory"
         )
     if (directory / "model.safetensors").exists():
         raise TrainingError(f"{directory} holds a model, which the run would replace; choose another run.directory")
@@ -214,7 +221,7 @@ def _run(recipe: Recipe, directory: Path, display: Display, began: float) -> Res
     trainer.model.save(directory)
     finished = counters.step == steps
     if not finished:
-        display.note(f"stopped and saved at step {counters.step:,}; go on with: anyformer train --resume {directory}")
+        display.note(f"stopped and saved at step {counters.step:,}; go on with: {_resuming(directory)}")
     if counters.skipped:
         display.note(f"{counters.skipped:,} steps were skipped for a loss or gradient that was not finite")
     return _result(directory, counters, steps, finished)

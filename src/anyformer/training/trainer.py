@@ -90,7 +90,7 @@ class Trainer:
                 loss, _ = self.objective.loss(self.model, batch.to(self.device))
                 total, targets = total + loss.item(), targets + batch.target_count
         self.model.train()
-        loss = total / targets
+        loss = total / max(1, targets)
         return {"validation_loss": loss, "validation_bits_per_byte": loss * self.targets_per_byte / math.log(2)}
 
     def write(self, directory: Path) -> None:
