@@ -22,7 +22,20 @@ _HOME = {
     "train": "anyformer.training",
     "verify": "anyformer.inspection",
 }
-_ROOMS = ("errors", "spec", "families", "planning", "parts", "model", "checkpoints", "text", "data", "training", "generation")
+_ROOMS = (
+    "errors",
+    "spec",
+    "families",
+    "planning",
+    "parts",
+    "text",
+    "checkpoints",
+    "generation",
+    "model",
+    "data",
+    "training",
+    "inspection",
+)
 
 if TYPE_CHECKING:
     from anyformer import families as families

@@ -69,7 +69,7 @@ def generate(
     loaded = open_reader(model, dtype, device)
     if loaded.decoder is None:
         raise InputError(
-            f"{model} is no decoder and has none, so it cannot write; encoders embed: anyformer embed {model}"
+            f"{model} is an encoder: it reads and does not write; it can embed: anyformer embed {model}"
         )
     settings: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
