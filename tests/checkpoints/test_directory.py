@@ -180,6 +180,14 @@ def test_generation_defaults(tmp_path: Path) -> None:
     assert (found["num_beams"], found["eos_token_id"], found["max_length"]) == (2, [1, 7], 20)
 
 
+def test_what_a_family_assumes_is_written(tmp_path: Path) -> None:
+    """Others need not know what a family takes for granted: T5 starts from its padding."""
+    write(tmp_path, T5)
+    for name in ("config.json", "generation_config.json"):
+        said = json.loads((tmp_path / name).read_text())
+        assert (said["decoder_start_token_id"], said["pad_token_id"], said["eos_token_id"]) == (0, 0, 1)
+
+
 def test_special_tokens_outside_the_vocabulary(tmp_path: Path) -> None:
     """They load; they are generation's affair."""
     write(tmp_path, LLAMA, "llama", generation={"pad_token_id": 99_999})

@@ -105,6 +105,7 @@ def write(
     directory = Path(directory)
     chosen = expressible(spec, family)
     carried = carried if carried is not None and chosen is not None and chosen.name == family else Carried()
+    generation = {**(chosen.generation if chosen is not None else {}), **(generation or {})}
     table = own_names(spec) if chosen is None else chosen.tensors(spec)
     # transformers saves its base models without the name under which models with heads keep them.
     bare = spec.head.kind == "embedding" and OTHER_HEAD not in carried.reasons.values()
@@ -115,9 +116,9 @@ def write(
     with staged(directory) as stage:
         _write_json(stage / SPEC, spec.model_dump(mode="json"))
         if chosen is not None:
-            _write_json(stage / CONFIG, _attributes(chosen, spec, carried, generation or {}, tensors))
+            _write_json(stage / CONFIG, _attributes(chosen, spec, carried, generation, tensors))
         if generation and spec.head.kind == "language_model":
-            _write_json(stage / GENERATION_CONFIG, dict(generation))
+            _write_json(stage / GENERATION_CONFIG, generation)
         for name, content in carried.files.items():
             _write_file(stage / name, content)
         if chosen is not None:
