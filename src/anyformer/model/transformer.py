@@ -122,7 +122,8 @@ class Transformer(nn.Module):
                       start again in each, and none sees another. Lengths are known to the host, and cost no dense mask
         positions     [B, T], where they are not counted from 0 (or from where the cache is)
         segments      [B, T] token types
-        prefix        [B] how many first positions are visible to all, for visibility "prefix"
+        prefix        [B] how many first positions are visible to all, for visibility "prefix"; with a cache, the first
+                      call holds them all
         cache         from `new_cache`; takes in these tokens. The pass then has no gradients
         targets       [B, T] (or [B]) ids wanted at each position, -100 for none: gives `loss` instead of `logits`
         last          logits of the last position only, [B, 1, V]
@@ -137,6 +138,8 @@ class Transformer(nn.Module):
             if cache is not None:
                 if documents is not None or positions is not None:
                     raise InputError("a cache counts positions itself; leave documents and positions out, or the cache")
+                if len(tokens) != cache.batch_size:
+                    raise InputError(f"the cache is for {cache.batch_size} rows, not {len(tokens)}; make a new one")
                 queries = cache.queries(tokens.shape[1], valid, prefix)
             else:
                 queries = tokens_of(tokens, valid, documents, positions, prefix)

@@ -186,7 +186,11 @@ class Cache:
         slots = q.position if not ring else torch.where(q.position >= after - ring, q.position % ring, -1)
         slots = slots if q.valid is None else torch.where(q.valid, slots, -1)
         if not ring or stop <= ring:
-            return Plan("scatter", self._keys(stop), start, stop, ring, slots)
+            keys = self._keys(stop)
+            if self.prefix is not None:
+                # Slots ahead of a row are hidden by causality, but not from a prefix that the row does not fill.
+                keys.valid = torch.arange(stop, device=self.device)[None] < after
+            return Plan("scatter", keys, start, stop, ring, slots)
         if q.length == 1:
             position = self._held(after - 1, ring)
             keys = Tokens(
