@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,20 @@ def test_a_file_is_no_directory(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="x is a file; name a directory"), staged(tmp_path / "x"):
         pass
     assert (tmp_path / "x").read_text() == "precious"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_killed_save_changes_nothing(tmp_path: Path) -> None:
+    """A process that dies in the middle of a save leaves every file as it was, and the next save clears up after it."""
+    (tmp_path / "a").write_text("old")
+    child = os.fork()
+    if child == 0:
+        with staged(tmp_path) as stage:
+            (stage / "a").write_text("new")
+            os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert (tmp_path / "a").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2
+    with staged(tmp_path) as stage:
+        (stage / "b").write_text("1")
+    assert contents(tmp_path) == {"a": "old", "b": "1"}

@@ -6,7 +6,7 @@ import json
 from collections import ChainMap, Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
@@ -39,39 +39,30 @@ TOKENIZER_FILES = (
 SHARD_BYTES = 5_000_000_000
 
 
+class Described(NamedTuple):
+    """What the JSON files of a directory say of a model: `attributes` are config.json's, `reasons` those ignored."""
+
+    spec: Transformer
+    family: Family | None
+    attributes: dict[str, Any]
+    reasons: dict[str, str]
+
+
 def open_directory(directory: Path, ignore: Iterable[str] = ()) -> Checkpoint:
     """Read a checkpoint's headers and descriptions; its tensors stay on the disk until they are asked for.
 
     Raises `CheckpointError` or `SpecError` naming the file, attribute or tensor that is wrong.
     """
-    described = [name for name in (CONFIG, SPEC) if (directory / name).is_file()]
-    if not described:
+    from anyformer import text  # here, because not everything that writes a directory wants tokenizers
+
+    if not any((directory / name).is_file() for name in (CONFIG, SPEC)):
         raise CheckpointError(f"{directory} holds neither {CONFIG} nor {SPEC}, so it is no checkpoint")
     source = SafetensorsSource(directory)
-    attributes: dict[str, Any] = {}
-    family, reasons, prefix = None, {}, ""
-    spec = _read_spec(directory / SPEC) if SPEC in described else None
-    if CONFIG in described:
-        attributes = read_json(directory / CONFIG)
-        where = str(directory / CONFIG)
-        family = registry.of(attributes, where)
-        said, reasons = family.parse(attributes, where=where, ignore=ignore)
-        if head := pooling.read_head(directory):
-            said = said.replace(head=head)
-        prefix = family.prefix
-        if family.tied == "file" and said.head.kind == "language_model":
-            tied = ties_output(source, said, family.tensors(said.replace(head=said.head.replace(tied=False))), prefix)
-            said = said.replace(head=said.head.replace(tied=tied))
-        spec = said if spec is None else _agreed(directory, spec, said, family)
-    assert spec is not None
-    table = own_names(spec) if family is None else family.tensors(spec)
-    loaded = load(source, spec, table, prefix=prefix, ignore=ignore)
-    generation = dict(family.generation) if family is not None else {}
-    generation |= {name: value for name, value in attributes.items() if name in GENERATION and value is not None}
-    if (directory / GENERATION_CONFIG).is_file():
-        generation |= read_json(directory / GENERATION_CONFIG)
-    from anyformer import text  # here, because not everything that reads a directory's description wants tokenizers
-
+    spec, family, attributes, reasons = _describe(directory, source, ignore)
+    if family is None:
+        loaded = load(source, spec, own_names(spec), ignore=ignore)
+    else:
+        loaded = load(source, spec, family.tensors(spec), prefix=family.prefix, ignore=ignore)
     tokenizer = text.load(directory)
     beside = pooling.module_files(directory)
     beside += [Path(name) for name in TOKENIZER_FILES if tokenizer is None and (directory / name).is_file()]
@@ -81,8 +72,44 @@ def open_directory(directory: Path, ignore: Iterable[str] = ()) -> Checkpoint:
         files={path.as_posix(): (directory / path).read_bytes() for path in beside},
         reasons=reasons | loaded.reasons,
     )
-    name = None if family is None else family.name
-    return Checkpoint(spec, loaded.tensors, name, generation, tokenizer, carried, loaded.dtype)
+    return Checkpoint(
+        spec=spec,
+        tensors=loaded.tensors,
+        family=family.name if family is not None else None,
+        generation=_generation(directory, family, attributes),
+        tokenizer=tokenizer,
+        carried=carried,
+        dtype=loaded.dtype,
+    )
+
+
+def _describe(directory: Path, source: SafetensorsSource, ignore: Iterable[str]) -> Described:
+    """Read config.json, spec.json, or both, which must then agree."""
+    recorded = _read_spec(directory / SPEC) if (directory / SPEC).is_file() else None
+    if not (directory / CONFIG).is_file():
+        assert recorded is not None
+        return Described(recorded, None, {}, {})
+    where = str(directory / CONFIG)
+    attributes = read_json(directory / CONFIG)
+    family = registry.of(attributes, where)
+    said, reasons = family.parse(attributes, where=where, ignore=ignore)
+    if head := pooling.read_head(directory):
+        said = said.replace(head=head)
+    if family.tied == "file" and said.head.kind == "language_model":
+        tied = ties_output(
+            source, said, family.tensors(said.replace(head=said.head.replace(tied=False))), family.prefix
+        )
+        said = said.replace(head=said.head.replace(tied=tied))
+    spec = said if recorded is None else _agreed(directory, recorded, said, family)
+    return Described(spec, family, attributes, reasons)
+
+
+def _generation(directory: Path, family: Family | None, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """What the family takes for granted, an old config.json says, and generation_config.json says, the last winning."""
+    assumed = family.generation if family is not None else {}
+    said = {name: value for name, value in attributes.items() if name in GENERATION and value is not None}
+    written = read_json(directory / GENERATION_CONFIG) if (directory / GENERATION_CONFIG).is_file() else {}
+    return {**assumed, **said, **written}
 
 
 def write(
