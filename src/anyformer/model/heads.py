@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from anyformer import spec
+from anyformer.errors import InputError
 from anyformer.parts.feedforward import ACTIVATIONS
 from anyformer.parts.linear import Linear
 from anyformer.parts.masks import Tokens
@@ -30,6 +31,9 @@ class Head(nn.Module):
     def loss(self, hidden: Tensor, tokens: Tokens, targets: Tensor) -> tuple[Tensor, Tensor]:
         """(summed cross-entropy in nats, float32; number of targets), in chunks: beyond `LARGEST_LOGITS` each chunk's
         logits are computed again in the backward pass instead of being kept."""
+        wanted = hidden.shape[: 1 if isinstance(self, SequenceClassificationHead) else 2]
+        if targets.shape != wanted:
+            raise InputError(f"targets must be {list(wanted)} for this head, not {list(targets.shape)}")
         if targets.dim() == 1:
             return _cross_entropy(self(hidden, tokens), targets), (targets != IGNORED).sum()
         rows, wanted = hidden.flatten(0, 1), targets.flatten()
@@ -52,7 +56,12 @@ class Head(nn.Module):
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     wide = torch.promote_types(logits.dtype, torch.float32)
-    return F.cross_entropy(logits.to(wide), targets, ignore_index=IGNORED, reduction="sum")
+    try:
+        return F.cross_entropy(logits.to(wide), targets, ignore_index=IGNORED, reduction="sum")
+    except IndexError:
+        asked = targets[targets != IGNORED]
+        worst = asked.max() if asked.max() >= logits.shape[-1] else asked.min()
+        raise InputError(f"target {int(worst)} is none of the {logits.shape[-1]} that this head knows") from None
 
 
 class LanguageModelHead(Head):

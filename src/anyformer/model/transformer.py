@@ -134,8 +134,11 @@ class Transformer(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
             if tokens.dim() != 2:
                 raise InputError(f"tokens must be [B, T], not {list(tokens.shape)}; add the batch dimension")
+            _must_be("prefix", prefix, tokens.shape[:1])
+            _must_be("segments", segments, tokens.shape)
             prefix = None if prefix is None else prefix[:, None]
             if cache is not None:
+                _must_be("valid", valid, tokens.shape)
                 if documents is not None or positions is not None:
                     raise InputError("a cache counts positions itself; leave documents and positions out, or the cache")
                 if len(tokens) != cache.batch_size:
@@ -143,10 +146,13 @@ class Transformer(nn.Module):
                 queries = cache.queries(tokens.shape[1], valid, prefix)
             else:
                 queries = tokens_of(tokens, valid, documents, positions, prefix)
+            if source is not None and len(source) != len(tokens):
+                raise InputError(f"the source has {len(source)} rows, but the tokens have {len(tokens)}")
             encoded, source_tokens = self._source(source, source_valid, source_documents, cache)
             context = Context(queries, source=encoded, source_tokens=source_tokens, cache=cache)
             hidden = self.output_stack(tokens, context, segments)
             if cache is not None:
+                cache.source = source_tokens
                 cache.advance(queries)
             auxiliary = sum(context.auxiliary) if context.auxiliary else 0.0
             if self.head is None:
@@ -171,10 +177,7 @@ class Transformer(nn.Module):
         if cache is not None and cache.source is not None:
             raise InputError("the cache already holds a source; make a new cache for a new one")
         tokens = tokens_of(source, valid, documents, None, None)
-        hidden = self.encoder(source, Context(tokens))
-        if cache is not None:
-            cache.source = tokens
-        return hidden, tokens
+        return self.encoder(source, Context(tokens)), tokens
 
     def next_logits(
         self,
@@ -336,8 +339,10 @@ def tokens_of(
 ) -> Tokens:
     """What masks may know of ids [B, T]."""
     T, device = ids.shape[1], ids.device
-    if valid is not None and valid.shape != ids.shape:
-        raise InputError(f"valid is {list(valid.shape)}, but the tokens are {list(ids.shape)}")
+    _must_be("valid", valid, ids.shape)
+    _must_be("positions", positions, ids.shape, (1, T))
+    if isinstance(documents, Tensor):
+        _must_be("documents", documents, ids.shape)
     if documents is not None and not isinstance(documents, Tensor):
         if len(documents) != len(ids) or any(sum(row) != T for row in documents):
             raise InputError(f"documents must give lengths that sum to {T} for each of the {len(ids)} rows")
@@ -362,6 +367,11 @@ def tokens_of(
             T, device=device, position=(valid.long().cumsum(1) - 1).clamp(min=0), high=T - 1, valid=valid, prefix=prefix
         )
     return Tokens(T, device=device, start=0, prefix=prefix)
+
+
+def _must_be(name: str, given: Tensor | None, *shapes: Sequence[int]) -> None:
+    if given is not None and list(given.shape) not in [list(shape) for shape in shapes]:
+        raise InputError(f"{name} must be {list(shapes[0])} to fit the tokens, not {list(given.shape)}")
 
 
 def _right(ids: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
