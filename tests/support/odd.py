@@ -57,9 +57,13 @@ def changes(chance: random.Random, seed: int) -> Iterator[dict[str, dict[str, An
     two, such as tied or not, goes by the seed, so that two seeds see both."""
     heads, width = chance.choice((3, 5, 6)), chance.choice((6, 10, 14))
     attention = {"heads": heads, "kv_heads": heads, "head_dim": width}
-    sizes = {"stack": {"dim": heads * width, "depth": chance.choice((1, 2, 3))}, "attention": attention}
+    dim, depth = heads * width, chance.choice((1, 2, 3))
+    sizes = {"stack": {"dim": dim}, "attention": attention}
     yield sizes
-    yield {**sizes, "language_model": {"scale": (heads * width) ** -0.5}}
+    yield {**sizes, "language_model": {"scale": dim**-0.5}}
+    yield {**sizes, "embeddings": {"scale": dim**0.5}}
+    yield {"stack": {"depth": depth}}
+    yield {**sizes, "feed_forward": {"hidden": 4 * heads * width}}
     yield {"embeddings": {"vocabulary": chance.choice((67, 101, 131))}}
     yield {"attention": {"kv_heads": 3 if heads == 6 else 1}}
     yield {"attention": {"head_dim": width + 2}}
@@ -70,32 +74,45 @@ def changes(chance: random.Random, seed: int) -> Iterator[dict[str, dict[str, An
     yield {"feed_forward": {"bias": True}}
     for kind in ("rms", "layer"):
         yield {kind: {"eps": chance.choice((1e-3, 1e-4))}}
-    size = 80 + chance.randrange(7)
+    size = 81 + chance.randrange(7)
     yield {"learned": {"size": size}, "transformer": {"context": size}}
     yield {"learned": {"size": 83, "offset": chance.randrange(1, 4)}, "transformer": {"context": 83}}
     yield {"embeddings": {"segments": 3}}
     yield {"relative_buckets": {"buckets": 2 * chance.randrange(5, 9), "max_distance": 40 + chance.randrange(50)}}
     yield {"decoder": {"depth": chance.choice((1, 3))}}
     yield {"rotary": {"base": chance.choice((500.0, 1e6))}}
+    yield {"rotary": {"dim": width - 2}}
     if seed % 2:
         scaling = {"kind": "llama3", "factor": 3.0, "low": 1.0, "high": 4.0, "original_context": 32}
         yield {"rotary": {"scaling": scaling}}
+        yield {"attention": {"scale": 1.0}}
+        yield {"pattern": {"parallel": False}}
+    yield {"windowed": {"position": {"kind": "rotary", "base": chance.choice((70.0, 2e4))}}}
+    for window in ((5, None), (4, 4)):
+        yield {"windowed": {"window": window}}
+    yield {"attention": {"scale": chance.choice((7, 29)) ** -0.5}}
+    if seed % 4 != 2:
+        yield {"attention": {"soft_cap": 1.5}}
+    yield {"language_model": {"soft_cap": None if seed % 4 == 2 else 2.5}}
     yield {"language_model": {"tied": bool(seed % 2)}}
     yield {"masked_language_model": {"tied": bool(seed % 2)}}
     if seed % 4 > 1:
         yield {"language_model": {"scale": None}}
     for head in ("sequence_classification", "token_classification"):
         yield {head: {"labels": chance.randrange(3, 7)}}
+    yield {"attention": {"window": (chance.randrange(3, 9), None) if seed % 2 else None}}
 
 
 def apply(data: Any, change: dict[str, dict[str, Any]], name: str = "transformer") -> Any:
-    """`data` with the fields of every part whose kind, or whose name in the spec, is in `change`."""
+    """`data` with the fields of every part whose kind, or whose name in the spec, is in `change`; the parts of a tuple
+    have the name of the tuple."""
     if isinstance(data, list | tuple):
-        return [apply(item, change, "") for item in data]
+        return [apply(item, change, name) for item in data]
     if not isinstance(data, dict):
         return data
     data = {key: apply(value, change, key) for key, value in data.items()}
     kinds = [data.get("kind"), name, "stack" if name in ("encoder", "decoder") else None]
+    kinds += ["windowed"] if data.get("window") else []
     for kind in kinds:
         data |= change.get(kind, {}) if kind is not None else {}
     return data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class Pair:
 
     def reference(self, ids: Tensor, valid: Tensor, **inputs: Any) -> Tensor:
         """What transformers gives: logits, or hidden states where there is no head."""
-        if "position_ids" in self.theirs.forward.__code__.co_varnames and self.shape == "decoder":
+        if "position_ids" in signature(self.theirs.forward).parameters and self.shape == "decoder":
             inputs["position_ids"] = (valid.long().cumsum(1) - 1).clamp(min=0)
         out = self.theirs(input_ids=ids, attention_mask=valid.long(), **inputs)
         for name in ("prediction_logits", "logits", "last_hidden_state"):

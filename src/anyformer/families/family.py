@@ -148,13 +148,15 @@ class Family:
 
 
 def branch(stack: Stack | None, name: str, mixer: type[M]) -> tuple[M, Norm]:
-    """The mixer of a stack's branch of that name, and its norm, for a family's `write`.
+    """The mixer of a stack's branch of that name, and its norm or the one it shares, for a family's `write`.
 
     Raises `SpecError` where the spec is of another form.
     """
+    norm = None
     for candidate in stack.pattern[0].branches if stack is not None else ():
-        if candidate.name == name and isinstance(candidate.mixer, mixer) and isinstance(candidate.norm, Norm):
-            return candidate.mixer, candidate.norm
+        norm = norm if candidate.norm == "shared" else candidate.norm
+        if candidate.name == name and isinstance(candidate.mixer, mixer) and isinstance(norm, Norm):
+            return candidate.mixer, norm
     raise SpecError(f"it knows no layers without a normalised {mixer.__name__} called '{name}'")
 
 

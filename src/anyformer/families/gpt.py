@@ -1,0 +1,80 @@
+"""What decoders in the line of GPT-2 share: normalised branches, a feed-forward of two matrices, plain heads."""
+
+from __future__ import annotations
+
+from anyformer.families.config import Config
+from anyformer.families.names import Table, Tensor, Unused
+from anyformer.spec import (
+    Attention,
+    Block,
+    Branch,
+    EmbeddingHead,
+    Embeddings,
+    FeedForward,
+    Head,
+    LanguageModelHead,
+    Norm,
+    SequenceClassificationHead,
+    Stack,
+    TokenClassificationHead,
+)
+
+#: Buffers that old files of these families hold.
+BUFFERS = (
+    Unused("**.attn.bias", "the causal mask, saved by old versions of transformers"),
+    Unused("**.attn.masked_bias", "the number that stood for a masked score, saved by old versions of transformers"),
+    Unused("**.attention.bias", "the causal mask, saved by old versions of transformers"),
+    Unused("**.attention.masked_bias", "the number that stood for a masked score, saved by old versions"),
+)
+
+
+def head_width(config: Config, dim: int, heads: int) -> int:
+    """C, where every head has an equal share of the stream's width."""
+    if dim % heads:
+        config.refuse(
+            f"{heads} heads (n_head, num_attention_heads) do not divide a width of {dim} (n_embd, hidden_size)"
+        )
+    return dim // heads
+
+
+def decoder(
+    attention: Attention,
+    feed_forward: FeedForward,
+    norm: Norm,
+    embeddings: Embeddings,
+    *,
+    dim: int,
+    depth: int,
+    dropout: float = 0.0,
+    parallel: bool = False,
+    shared: bool = False,
+) -> Stack:
+    """Pre-norm blocks of two branches, `parallel` or not, with one `shared` norm or two, and a final norm."""
+    attend = Branch(mixer=attention, norm=norm, dropout=dropout)
+    feed = Branch(mixer=feed_forward, norm="shared" if shared else norm, dropout=dropout)
+    block = Block(branches=(attend, feed), parallel=parallel)
+    return Stack(dim=dim, depth=depth, pattern=(block,), embeddings=embeddings, norm=norm)
+
+
+def read_head(config: Config, *, tied: bool, bias: bool = False) -> Head:
+    """The heads, `tied` and `bias` where the config does not say and cannot say."""
+    return config.head(
+        LanguageModelHead(tied=config.flag("tie_word_embeddings", default=tied), bias=bias),
+        EmbeddingHead(),
+        SequenceClassificationHead(labels=config.labels(), pooling="last", activation=None, bias=False),
+        TokenClassificationHead(
+            labels=config.labels(),
+            dropout=config.number("classifier_dropout", default=config.number("hidden_dropout", default=0.1)),
+        ),
+    )
+
+
+def write_head(head: Head) -> dict[str, float]:
+    """What `read_head` reads, beyond what is written for all families."""
+    return {"classifier_dropout": head.dropout} if isinstance(head, TokenClassificationHead) else {}
+
+
+def head_tensors(head: Head) -> Table:
+    """The names of the heads."""
+    modules = {"language_model": "lm_head", "sequence_classification": "score", "token_classification": "classifier"}
+    return (Tensor(f"{modules[head.kind]}.*", "head.output.*"),) if head.kind in modules else ()
