@@ -105,7 +105,7 @@ def changes(chance: random.Random, seed: int) -> Iterator[dict[str, dict[str, An
 
 def apply(data: Any, change: dict[str, dict[str, Any]], name: str = "transformer") -> Any:
     """`data` with the fields of every part whose kind, or whose name in the spec, is in `change`; the parts of a tuple
-    have the name of the tuple."""
+    have the name of the tuple, and attention with a window is `windowed` too."""
     if isinstance(data, list | tuple):
         return [apply(item, change, name) for item in data]
     if not isinstance(data, dict):
