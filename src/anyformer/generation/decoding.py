@@ -50,7 +50,7 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device | 
     return ids, None if all(len(row) == longest for row in rows) else valid
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def steps(
     model: Decoder,
     prompt: Tensor,
@@ -64,12 +64,17 @@ def steps(
     """Yield the next id of each row, [B], until all have ended or `max_new_tokens` are there; `pad` after an end.
 
     prompt [B, T] is what the decoder has read before (with an encoder: its start token); `valid` says which are no
-    padding. `cache` continues an earlier conversation: the prompt is then only what is new. Raises `InputError` where
-    the prompt alone is longer than the positions that the model has learned.
+    padding, wherever that stands. `cache` continues an earlier conversation: the prompt is then only what is new,
+    beginning with the id that was yielded last, which no call has read yet. Raises `InputError` where the prompt alone
+    is longer than the positions that the model has learned.
     """
+    if prompt.dim() != 2:
+        raise InputError(f"the prompt must be ids [B, T], not {list(prompt.shape)}; add the batch dimension")
     rows, length = prompt.shape
     if length == 0:
         raise InputError("the prompt is empty; give at least one token to continue from")
+    if valid is not None:
+        prompt, valid = _padding_first(prompt, valid)
     cache = model.new_cache(rows) if cache is None else cache
     most = settings.max_new_tokens
     if model.positions is not None:
@@ -84,7 +89,10 @@ def steps(
         generator = torch.Generator(prompt.device).manual_seed(settings.seed)
     eos = torch.tensor(settings.eos, device=prompt.device)
     pad = settings.pad if settings.pad is not None else (settings.eos[0] if settings.eos else 0)
-    seen = prompt if settings.repetition_penalty != 1.0 else None
+    seen = None
+    if settings.repetition_penalty != 1.0:
+        # Padding was never said: the row's last token stands in for it.
+        seen = prompt if valid is None else torch.where(valid, prompt, prompt[:, -1:])
     pieces = [slice(start, start + PREFILL) for start in range(0, length, PREFILL)]
     for piece in pieces[:-1]:
         model.next_logits(prompt[:, piece], cache, valid=_cut(valid, piece), source=source, source_valid=source_valid)
@@ -102,6 +110,16 @@ def steps(
             ended = ended | torch.isin(new, eos)
             if bool(ended.all()):
                 return
+
+
+def _padding_first(prompt: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """The same rows with all padding on the left, so that each ends with its last token."""
+    if valid.shape != prompt.shape:
+        raise InputError(f"valid is {list(valid.shape)}, but the prompt is {list(prompt.shape)}")
+    if not bool(valid.any(1).all()):
+        raise InputError("a prompt is all padding; give at least one token to continue from")
+    order = torch.argsort(valid.long(), dim=1, stable=True)
+    return prompt.gather(1, order), valid.gather(1, order)
 
 
 def _cut(valid: Tensor | None, piece: slice) -> Tensor | None:

@@ -137,13 +137,19 @@ class Transformer(nn.Module):
             _must_be("prefix", prefix, tokens.shape[:1])
             _must_be("segments", segments, tokens.shape)
             prefix = None if prefix is None else prefix[:, None]
+            asked = tokens.shape[1]
             if cache is not None:
                 _must_be("valid", valid, tokens.shape)
                 if documents is not None or positions is not None:
                     raise InputError("a cache counts positions itself; leave documents and positions out, or the cache")
                 if len(tokens) != cache.batch_size:
                     raise InputError(f"the cache is for {cache.batch_size} rows, not {len(tokens)}; make a new one")
+                if cache.stretches and segments is not None:
+                    raise InputError("a cache whose rotary angles follow the length keeps no segments; leave them out")
                 queries = cache.queries(tokens.shape[1], valid, prefix)
+                if cache.outdated(tokens.shape[1]):
+                    tokens, valid = cache.retell(tokens, valid)
+                    queries = cache.queries(tokens.shape[1], valid, prefix)
             else:
                 queries = tokens_of(tokens, valid, documents, positions, prefix)
             if source is not None and len(source) != len(tokens):
@@ -154,6 +160,9 @@ class Transformer(nn.Module):
             if cache is not None:
                 cache.source = source_tokens
                 cache.advance(queries)
+                cache.remember(tokens, valid)
+                # Where the cache was told everything again, what was asked for stands at the end.
+                hidden, queries = hidden[:, -asked:], queries[-asked:]
             auxiliary = sum(context.auxiliary) if context.auxiliary else 0.0
             if self.head is None:
                 return Output(hidden, auxiliary_loss=auxiliary)
@@ -202,7 +211,7 @@ class Transformer(nn.Module):
         for mixer in self.spec.output.attentions():
             if mixer.source == "self" and mixer.visibility == "full":
                 raise InputError("this decoder's attention is not causal, so no token can be computed before the next")
-        return Cache(self.decoder.horizons(), batch_size, self.device, capacity)
+        return Cache(self.decoder.horizons(), batch_size, self.device, capacity, self.decoder.stretches())
 
     @overload
     def generate(self, prompts: Sequence[str], **settings: Any) -> list[str]: ...
@@ -223,6 +232,8 @@ class Transformer(nn.Module):
             if isinstance(prompts, str):
                 raise InputError("generate takes a list of texts; put the text in one: [text]")
             tokenizer = self._tokenizer()
+            if not prompts:
+                return []
             ids, valid = left_padded(self.encode_prompts(prompts, chosen), chosen.pad or 0, self.device)
             if self.encoder is not None:
                 ids, valid = _right(ids, valid)
@@ -276,7 +287,7 @@ class Transformer(nn.Module):
             yield pieces.push(int(ids[0]))
         yield pieces.finish()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embed(self, texts: Sequence[str], batch_size: int = 32) -> Tensor:
         """One vector a text, [N, D] float32, pooled and normalised as the checkpoint says, else the mean over tokens.
 
@@ -289,7 +300,8 @@ class Transformer(nn.Module):
         if self.encoder is None and head.pooling == "first":
             raise InputError("a decoder's first token has seen nothing but itself; pool the mean or the last")
         stack = self.encoder if self.encoder is not None else self.output_stack
-        rows = [row[: self.positions] for row in tokenizer.encode_batch(texts)]
+        longest = getattr(stack.embeddings.positions, "size", None)
+        rows = [row[:longest] for row in tokenizer.encode_batch(texts)]
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
         found: list[Tensor | None] = [None] * len(rows)
         for start in range(0, len(order), batch_size):
@@ -300,8 +312,9 @@ class Transformer(nn.Module):
             pooled = nn.functional.normalize(pooled, dim=-1) if head.normalize else pooled
             for index, vector in zip(batch, pooled):
                 found[index] = vector
-        dim = self.spec.output.dim
-        return torch.stack([vector for vector in found if vector is not None]) if found else torch.zeros(0, dim)
+        if not found:
+            return torch.zeros(0, stack.embeddings.tokens.embedding_dim, device=self.device)
+        return torch.stack([vector for vector in found if vector is not None])
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
