@@ -28,7 +28,8 @@ def penalized(logits_BV: Tensor, seen_BT: Tensor, penalty: float) -> Tensor:
 
 def distribution(logits_BV: Tensor, settings: Settings) -> Tensor:
     """Probabilities [B, V] after temperature, top-k, top-p and min-p, in that order."""
-    logits = logits_BV / settings.temperature
+    # The likeliest at zero, so that a temperature near nothing makes others unlikely and not infinite.
+    logits = (logits_BV - logits_BV.amax(-1, keepdim=True)) / max(settings.temperature, 1e-20)
     if 0 < settings.top_k < logits.shape[-1]:
         least = logits.topk(settings.top_k, -1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)

@@ -45,7 +45,7 @@ class Settings(BaseModel):
     seed                of the draws; None: torch's own generator
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     temperature: NonNegativeFloat = 0.0
     top_k: NonNegativeInt = 0

@@ -1,0 +1,263 @@
+"""The decoding loop: what it yields is what a loop without a cache would."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from odd_specs import odd_model
+from torch import Tensor
+
+from anyformer import spec
+from anyformer.errors import InputError
+from anyformer.generation import Settings, decoding, left_padded, steps
+from anyformer.model import Transformer, build
+from anyformer.text import byte_level
+
+VOCABULARY = 37
+
+
+def odd(seed: int, shape: str = "decoder") -> Transformer:
+    """A random model in float64, in evaluation mode."""
+    return build(odd_model(random.Random(f"{seed} {shape}"), shape), dtype=torch.float64, seed=seed).eval()
+
+
+def without_cache(
+    model: Transformer, prompt: list[int], most: int, source: Tensor | None = None, eos: int = -1
+) -> list[int]:
+    """The definition of greedy: read everything again for every token."""
+    ids = list(prompt)
+    with torch.no_grad():
+        while len(ids) - len(prompt) < most:
+            logits = model(torch.tensor([ids]), source=source).logits[0, -1]
+            ids.append(int(logits.argmax()))
+            if ids[-1] == eos:
+                break
+    return ids[len(prompt) :]
+
+
+def prompts(seed: int, count: int, longest: int = 9) -> list[list[int]]:
+    draw = random.Random(seed)
+    return [[draw.randrange(VOCABULARY) for _ in range(draw.randint(1, longest))] for _ in range(count)]
+
+
+@pytest.mark.parametrize("part", range(2))
+def test_greedy_is_a_loop_of_argmax_without_a_cache(part: int) -> None:
+    """20 random models, ragged batches: each row is what its prompt alone gives without any cache, and after the end
+    there is padding."""
+    for seed in range(part * 10, part * 10 + 10):
+        model, rows = odd(seed), prompts(seed, 3)
+        alone = [without_cache(model, row, 12) for row in rows]
+        ids, valid = left_padded(rows, 0, "cpu")
+        assert model.generate(ids, valid=valid, max_new_tokens=12).tolist() == alone
+        # An end that some rows reach and others do not.
+        eos = alone[0][4]
+        ended = [without_cache(model, row, 12, eos=eos) for row in rows]
+        longest = max(map(len, ended))
+        found = model.generate(ids, valid=valid, max_new_tokens=12, eos=eos, pad=36).tolist()
+        assert found == [row + [36] * (longest - len(row)) for row in ended]
+
+
+def test_an_encoder_decoder_answers_its_source() -> None:
+    """Greedy from the start token, over sources of different lengths padded on either side."""
+    for seed in range(8):
+        model, rows = odd(seed, "encoder-decoder"), prompts(seed, 3)
+        alone = [without_cache(model, [5], 8, torch.tensor([row])) for row in rows]
+        ids, valid = left_padded(rows, 0, "cpu")
+        assert model.generate(ids, valid=valid, max_new_tokens=8, start=5).tolist() == alone
+        if valid is not None:
+            assert model.generate(ids.flip(1), valid=valid.flip(1), max_new_tokens=8, start=5).tolist() == [
+                without_cache(model, [5], 8, torch.tensor([row[::-1]])) for row in rows
+            ]
+
+
+@pytest.mark.parametrize("where", ["right", "holes"])
+def test_padding_may_stand_anywhere(where: str) -> None:
+    """What follows a row is what follows its last real token."""
+    for seed in range(5):
+        model, rows = odd(seed), prompts(seed, 3)
+        longest = max(map(len, rows)) + 2
+        ids = torch.full((3, longest), 9)
+        valid = torch.zeros(3, longest, dtype=torch.bool)
+        for index, row in enumerate(rows):
+            slots = (
+                range(len(row)) if where == "right" else sorted(random.Random(seed).sample(range(longest), len(row)))
+            )
+            ids[index, list(slots)], valid[index, list(slots)] = torch.tensor(row), True
+        alone = [without_cache(model, row, 6) for row in rows]
+        assert model.generate(ids, valid=valid, max_new_tokens=6).tolist() == alone
+
+
+def test_padding_is_never_penalised() -> None:
+    """A repetition penalty counts what a row said: ragged rows give what they give alone, the padding's id included."""
+    for seed in range(6):
+        model, rows = odd(seed), prompts(seed, 3)
+        how = {"repetition_penalty": 3.0, "max_new_tokens": 10}
+        alone = [model.generate(torch.tensor([row]), **how)[0].tolist() for row in rows]
+        for pad in (alone[0][0], alone[1][0]):
+            ids, valid = left_padded(rows, pad, "cpu")
+            assert model.generate(ids, valid=valid, **how).tolist() == alone
+
+
+def test_a_prompt_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The size of the pieces changes nothing, with padding that fills whole pieces of a row too."""
+    model, rows = odd(1), [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [12, 13]]
+    ids, valid = left_padded(rows, 0, "cpu")
+    wanted = model.generate(ids, valid=valid, max_new_tokens=5)
+    for size in (1, 2, 4, 11):
+        monkeypatch.setattr(decoding, "PREFILL", size)
+        assert torch.equal(model.generate(ids, valid=valid, max_new_tokens=5), wanted)
+        both = odd(1, "encoder-decoder")
+        found = list(steps(both, torch.tensor([[5, 6, 7]]), Settings(max_new_tokens=4), source=ids[:1]))
+        assert [int(step) for step in found] == without_cache(both, [5, 6, 7], 4, ids[:1])
+
+
+def test_a_conversation_goes_on_where_it_stopped() -> None:
+    """With its cache, the next prompt is the last id that was yielded and what is new; and the cache is of use outside of
+    generation, too."""
+    model = odd(2)
+    cache = model.new_cache(1)
+    first = [int(step) for step in steps(model, torch.tensor([[1, 2, 3]]), Settings(max_new_tokens=4), cache=cache)]
+    said = [1, 2, 3, *first]
+    then = [first[-1], 7, 8]
+    second = [int(step) for step in steps(model, torch.tensor([then]), Settings(max_new_tokens=4), cache=cache)]
+    assert second == without_cache(model, [*said, 7, 8], 4)
+    out = model(torch.tensor([[second[-1]]]), cache=cache).logits
+    assert int(out[0, -1].argmax()) == without_cache(model, [*said, 7, 8, *second], 1)[0]
+
+
+def limited(size: int, eos: int | None = None) -> Transformer:
+    """A decoder that has learned `size` positions."""
+    attention = spec.Attention(heads=2, kv_heads=2, head_dim=4, visibility="causal")
+    block = spec.Block(branches=(spec.Branch(mixer=attention, norm=spec.Norm(kind="rms")),))
+    embeddings = spec.Embeddings(vocabulary=257, position=spec.Learned(size=size))
+    stack = spec.Stack(dim=8, depth=1, pattern=(block,), embeddings=embeddings)
+    how = spec.Initialization(std=0.5)
+    return build(spec.Transformer(decoder=stack, head=spec.LanguageModelHead(), initialization=how), seed=0).eval()
+
+
+def test_learned_positions_end_the_text() -> None:
+    """The last position still predicts one token more; a prompt that is too long is refused before anything is done."""
+    model = limited(8)
+    for length in (1, 5, 8):
+        assert model.generate(torch.ones(1, length, dtype=torch.long), max_new_tokens=50).shape == (1, 9 - length)
+    assert model.generate(torch.ones(1, 5, dtype=torch.long), max_new_tokens=2).shape == (1, 2)
+    with pytest.raises(InputError, match="the prompt has 9 tokens, but the model has learned 8 positions; shorten it"):
+        model.generate(torch.ones(1, 9, dtype=torch.long))
+
+
+def test_a_row_does_not_end_early_because_another_is_long() -> None:
+    """Positions count a row's own tokens: beside a prompt of seven, a prompt of one still gets all that fit."""
+    model = limited(8)
+    rows = [[1, 2, 3, 4, 5, 6, 7], [9]]
+    ids, valid = left_padded(rows, 0, "cpu")
+    found = model.generate(ids, valid=valid, max_new_tokens=50)
+    for row, prompt in zip(found.tolist(), rows, strict=True):
+        wanted = model.generate(torch.tensor([prompt]), max_new_tokens=50)[0].tolist()
+        assert row[: len(wanted)] == wanted[: len(row)]
+
+
+def test_seeds_repeat_and_differ() -> None:
+    """The same seed, the same text, whatever torch's own generator does; another seed, another text."""
+    model, ids = odd(3), torch.tensor([[1, 2], [3, 4]])
+    how = {"temperature": 2.0, "max_new_tokens": 20}
+    one = model.generate(ids, seed=1, **how)
+    torch.manual_seed(99)
+    assert torch.equal(model.generate(ids, seed=1, **how), one)
+    assert not torch.equal(model.generate(ids, seed=2, **how), one)
+    torch.manual_seed(7)
+    unseeded = model.generate(ids, **how)
+    torch.manual_seed(7)
+    assert torch.equal(model.generate(ids, **how), unseeded)
+
+
+def test_the_last_step_is_not_computed_in_vain() -> None:
+    """As many calls as tokens: prompt, then one each but the last."""
+    model, calls = odd(0), []
+    forward = model.next_logits
+
+    def counted(tokens: Tensor, *args: Any, **how: Any) -> Tensor:
+        calls.append(tokens.shape[1])
+        return forward(tokens, *args, **how)
+
+    model.next_logits = counted  # type: ignore[method-assign]
+    model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4)
+    assert calls == [3, 1, 1, 1]
+
+
+def text_model(**generation: Any) -> Transformer:
+    """A decoder of bytes with a tokenizer."""
+    model = limited(4096)
+    model.tokenizer = byte_level()
+    model.generation = generation
+    return model
+
+
+def test_texts_in_a_batch_are_what_they_are_alone() -> None:
+    """Ragged texts, an empty one too; the file's defaults hold and the caller's settings win over them."""
+    model = text_model(max_new_tokens=10, eos_token_id=256)
+    texts = ["Once upon", "a", "", "Straße, größer"]
+    together = model.generate(texts)
+    assert together == [model.generate([text])[0] for text in texts]
+    assert model.generate(texts, max_new_tokens=3) != together
+    assert all(isinstance(text, str) for text in together)
+    assert model.generate([]) == []
+
+
+def test_texts_end_before_the_end_token() -> None:
+    """Neither the token nor what fills up after it is text."""
+    model = text_model()
+    ids = model.generate(torch.tensor([list(b"Once upon")]), max_new_tokens=12)[0].tolist()
+    eos = ids[5]
+    cut = ids[: ids.index(eos)]
+    assert model.tokenizer is not None
+    assert model.generate(["Once upon"], max_new_tokens=12, eos=eos) == [model.tokenizer.decode(cut)]
+    assert model.generate(["Once upon", "x"], max_new_tokens=12, eos=eos)[0] == model.tokenizer.decode(cut)
+
+
+def test_a_stream_says_piece_by_piece_what_generate_says_at_once() -> None:
+    """Joined, the same text; every piece is whole characters."""
+    model = text_model(max_new_tokens=30)
+    pieces = list(model.stream("Once upon"))
+    assert "".join(pieces) == model.generate(["Once upon"])[0]
+    eos = model.generate(torch.tensor([list(b"Once upon")]))[0].tolist()[6]
+    assert "".join(model.stream("Once upon", eos=eos)) == model.generate(["Once upon"], eos=eos)[0]
+
+
+def test_what_cannot_be_continued_is_said() -> None:
+    """Empty prompts, prompts of padding only, ids without a batch, heads that are no language model's."""
+    model = odd(0)
+    with pytest.raises(InputError, match="the prompt is empty; give at least one token"):
+        model.generate(torch.zeros(1, 0, dtype=torch.long))
+    with pytest.raises(InputError, match=r"the prompt must be ids \[B, T\], not \[3\]"):
+        model.generate(torch.tensor([1, 2, 3]))
+    ids = torch.tensor([[1, 2], [3, 4]])
+    with pytest.raises(InputError, match="a prompt is all padding"):
+        model.generate(ids, valid=torch.tensor([[True, True], [False, False]]))
+    with pytest.raises(InputError, match=r"valid is \[1, 2\], but the prompt is \[2, 2\]"):
+        model.generate(ids, valid=torch.ones(1, 2, dtype=torch.bool))
+    with pytest.raises(InputError, match="names no decoder_start_token_id; give start="):
+        odd(0, "encoder-decoder").generate(ids)
+    with pytest.raises(InputError, match="an encoder reads and does not write"):
+        odd(0, "encoder").generate(ids)
+    headless = build(model.spec.replace(head=spec.TokenClassificationHead(labels=3)))
+    with pytest.raises(InputError, match="ends in a token_classification head; only a language model generates"):
+        headless.generate(ids)
+
+
+def test_embeddings_are_those_of_the_text_alone_and_may_be_learned_from() -> None:
+    """Whatever batch a text stands in; and a layer on top of them can be trained."""
+    model = text_model()
+    texts = ["one", "a longer text", "x" * 50, "two"]
+    found = model.embed(texts, batch_size=2)
+    assert found.shape == (4, 8) and found.dtype == torch.float32
+    for text, vector in zip(texts, found, strict=True):
+        assert torch.allclose(model.embed([text])[0], vector, atol=1e-6)
+        hidden = model(torch.tensor([list(text.encode())])).hidden[0].mean(0)
+        assert torch.allclose(hidden, vector, atol=1e-6)
+    assert model.embed([]).shape == (0, 8)
+    layer = torch.nn.Linear(8, 1)
+    layer(found).sum().backward()
+    assert layer.weight.grad is not None

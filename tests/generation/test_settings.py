@@ -1,0 +1,83 @@
+"""Settings: the file's defaults, the caller's over them, and what neither may ask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from anyformer.errors import InputError
+from anyformer.generation import Settings
+
+
+def test_greedy_is_the_default() -> None:
+    """Where nothing is said, the likeliest token; sampling settings of a file that does not sample do not make it."""
+    assert Settings.of({}) == Settings()
+    assert Settings().temperature == 0
+    assert Settings.of({"temperature": 0.7}).temperature == 0
+    assert Settings.of({"temperature": 0.7, "do_sample": False}).temperature == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "temperature"),
+    [
+        ({"do_sample": True}, 1.0),
+        ({"do_sample": True, "temperature": 0.3}, 0.3),
+        ({"do_sample": True, "temperature": None}, 1.0),
+    ],
+)
+def test_a_file_that_samples_does(config: dict, temperature: float) -> None:
+    """At its temperature, or at one."""
+    assert Settings.of(config).temperature == temperature
+
+
+def test_the_caller_wins_over_the_file_and_the_file_over_the_defaults() -> None:
+    """Key by key; None leaves a setting to the file; what a file says beside generation is passed over."""
+    config = {
+        "do_sample": True,
+        "temperature": 0.5,
+        "top_k": 7,
+        "top_p": None,
+        "bos_token_id": 1,
+        "eos_token_id": [2, 3],
+        "pad_token_id": 0,
+        "decoder_start_token_id": 4,
+        "transformers_version": "4.40",
+        "max_new_tokens": 9,
+    }
+    found = Settings.of(config, temperature=0.0, top_k=None, min_p=0.1, eos=5)
+    assert found == Settings(temperature=0.0, top_k=7, min_p=0.1, bos=1, eos=(5,), pad=0, start=4, max_new_tokens=9)
+    assert Settings.of(config).eos == (2, 3)
+    assert Settings.of({"eos_token_id": 2}).eos == (2,)
+    assert Settings.of(config, eos=[6, 7]).eos == (6, 7)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_k": -1}, "top_k"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"min_p": -0.5}, "min_p"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens"),
+        ({"eos": "</s>"}, "eos"),
+        ({"max_tokens": 5}, "max_tokens"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(given: dict[str, Any], name: str) -> None:
+    """One sentence, from the caller or from the file."""
+    with pytest.raises(InputError, match=f"the generation setting '{name}") as error:
+        Settings.of({}, **given)
+    assert "\n" not in str(error.value) and "cannot be used" in str(error.value)
+
+
+def test_a_file_may_be_wrong_too() -> None:
+    """The same sentence."""
+    with pytest.raises(InputError, match="the generation setting 'top_p' cannot be used"):
+        Settings.of({"top_p": -1})
