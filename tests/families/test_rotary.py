@@ -98,7 +98,7 @@ def test_kinds_of_layers_apart() -> None:
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
-        ({"rope_scaling": {"type": "spiral", "factor": 2.0}}, "rope_type is 'spiral'; known kinds: default, llama3"),
+        ({"rope_scaling": {"type": "spiral", "factor": 2.0}}, "rope_type is 'spiral'; known kinds: default, linear"),
         ({"rope_scaling": {"type": "llama3", **LLAMA3, "twist": 1}}, "'rope_scaling.twist'"),
         ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, "rope_scaling.low_freq_factor is missing"),
         (

@@ -26,6 +26,7 @@ from anyformer.parts.positions import (
     rotary_angles,
     sinusoids,
 )
+from anyformer.spec.positions import RotaryScaling
 
 FAR = 1_000_000
 
@@ -155,6 +156,89 @@ def test_llama3_scaling_is_the_reference(scaling: dict, head_dim: int) -> None:
     found = rotary_angles(spec.Rotary(base=theta, scaling=ours), head_dim).frequencies
     assert factor == 1.0
     assert torch.allclose(torch.tensor(found), wanted, rtol=2e-6, atol=0)
+
+
+SHORT, LONG = [1.0, 1.05, 1.2, 1.5, 1.5, 2.0, 2.5, 3.0], [1.0, 2.0, 4.0, 7.5, 20.0, 33.0, 50.0, 64.0]
+#: Scalings as transformers' configs say them, and as specs; the context is 512 and heads are 16 wide.
+SCALED = [
+    ({"rope_type": "linear", "factor": 4.0}, spec.LinearScaling(factor=4.0)),
+    ({"rope_type": "dynamic", "factor": 2.5}, spec.DynamicScaling(factor=2.5, original_context=512)),
+    (
+        {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64},
+        spec.YarnScaling(factor=8.0, original_context=64),
+    ),
+    (
+        {
+            "rope_type": "yarn",
+            "factor": 32.0,
+            "original_max_position_embeddings": 4096,
+            "beta_fast": 20.0,
+            "beta_slow": 2.0,
+            "truncate": False,
+            "attention_factor": 1.3,
+        },
+        spec.YarnScaling(
+            factor=32.0, original_context=4096, beta_fast=20.0, beta_slow=2.0, truncate=False, attention_factor=1.3
+        ),
+    ),
+    (
+        {"rope_type": "longrope", "short_factor": SHORT, "long_factor": LONG, "original_max_position_embeddings": 64},
+        spec.LongRopeScaling(short=tuple(SHORT), long=tuple(LONG), factor=8.0, original_context=64),
+    ),
+    (
+        {
+            "rope_type": "longrope",
+            "short_factor": SHORT,
+            "long_factor": LONG,
+            "original_max_position_embeddings": 128,
+            "factor": 16.0,
+            "attention_factor": 1.7,
+        },
+        spec.LongRopeScaling(
+            short=tuple(SHORT), long=tuple(LONG), factor=16.0, original_context=128, attention_factor=1.7
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("length", [1, 64, 65, 128, 129, 512, 513, 700, FAR])
+@pytest.mark.parametrize(("said", "scaling"), SCALED)
+def test_scalings_are_the_references(said: dict, scaling: RotaryScaling, length: int) -> None:
+    """Frequencies and attention factor of transformers' own initialisers for texts of any length, on either side of
+    the original context; given as a number that the host knows and as positions on the device."""
+    config = LlamaConfig(
+        hidden_size=32,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        rope_parameters={"rope_theta": 10000.0, **said},
+    )
+    wanted, factor = ROPE_INIT_FUNCTIONS[said["rope_type"]](config, torch.device("cpu"), seq_len=length)
+    angles = rotary_angles(spec.Rotary(scaling=scaling), 16)
+    assert angles.factor == pytest.approx(factor, rel=1e-12)
+    last = torch.tensor([[0, length - 1]])
+    for found in (
+        angles.at(Tokens(1, start=0), length),
+        angles.at(Tokens(1, start=length - 1)),
+        angles.at(Tokens(2, position=last)),
+    ):
+        assert torch.allclose(found.float(), wanted, rtol=3e-6, atol=0)
+
+
+@pytest.mark.parametrize(("said", "scaling"), SCALED)
+def test_scaled_rotations_in_bfloat16_are_right_at_a_million(said: dict, scaling: RotaryScaling) -> None:
+    """Every scaling turns a bfloat16 head at position 1,000,000 as complex numbers in float64 do, and lengthens it by
+    the attention factor, to bfloat16's own rounding."""
+    torch.manual_seed(0)
+    angles = rotary_angles(spec.Rotary(scaling=scaling), 16)
+    x = torch.randn(1, 3, 2, 16).bfloat16()
+    tokens = Tokens(3, start=FAR - 1)
+    found = angles.rotate(x, angles.tables(tokens))
+    turns = torch.polar(torch.tensor(angles.factor).double(), tokens.position.double()[..., None] * angles.at(tokens))
+    real, imaginary = x.double().chunk(2, -1)
+    product = torch.complex(real, imaginary) * turns[:, :, None]
+    wanted = torch.cat((product.real, product.imag), -1)
+    assert found.dtype == torch.bfloat16
+    assert (found.double() - wanted).abs().max() <= 2**-8 * wanted.abs().max()
 
 
 @pytest.mark.parametrize("heads", [*range(1, 41), 71, 112])

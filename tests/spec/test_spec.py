@@ -31,9 +31,25 @@ NORMS = st.one_of(
     st.builds(spec.Norm, kind=st.just("layer"), eps=NUMBER, weight=st.just(True), bias=FLAG, unit_offset=FLAG),
     st.builds(spec.Norm, kind=st.just("rms"), eps=NUMBER, weight=st.just(False)),
 )
-SCALINGS = st.builds(spec.Llama3Scaling, factor=NUMBER, low=NUMBER, high=NUMBER, original_context=POSITIVE)
+DIVISORS = st.tuples(NUMBER)
+SCALINGS = st.one_of(
+    st.builds(spec.Llama3Scaling, factor=NUMBER, low=NUMBER, high=NUMBER, original_context=POSITIVE),
+    st.builds(spec.LinearScaling, factor=NUMBER),
+    st.builds(spec.DynamicScaling, factor=NUMBER, original_context=POSITIVE),
+    st.builds(
+        spec.YarnScaling,
+        factor=NUMBER,
+        original_context=POSITIVE,
+        beta_fast=NUMBER,
+        beta_slow=NUMBER,
+        truncate=FLAG,
+        attention_factor=maybe(NUMBER),
+    ),
+    st.builds(spec.LongRopeScaling, short=DIVISORS, long=DIVISORS, factor=NUMBER, original_context=POSITIVE),
+)
 POSITIONS = st.one_of(
-    st.builds(spec.Rotary, base=NUMBER, dim=maybe(st.just(2)), interleaved=FLAG, scaling=maybe(SCALINGS)),
+    st.builds(spec.Rotary, base=NUMBER, dim=st.just(2), interleaved=FLAG, scaling=maybe(SCALINGS)),
+    st.builds(spec.Rotary, base=NUMBER),
     st.builds(spec.Alibi, max_bias=NUMBER),
     st.builds(
         spec.RelativeBuckets, buckets=st.integers(4, 99), max_distance=st.integers(100, 10**6), bidirectional=FLAG

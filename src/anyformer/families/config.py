@@ -141,6 +141,10 @@ class Config:
         """Whether the attribute is there and not null."""
         return self.attributes.get(name) is not None
 
+    def assume(self, **attributes: Any) -> None:
+        """What the reference takes for granted where the file is silent; what the file sets to null stays null."""
+        self.attributes = {**attributes, **self.attributes}
+
     def value(self, *names: str, default: Any = _REQUIRED) -> Any:
         """An attribute by the first of its names that is there; two of them must not contradict each other."""
         self.taken.update(names)
@@ -167,6 +171,15 @@ class Config:
     def number(self, *names: str, default: D = _REQUIRED) -> float | D:
         """A number."""
         return self._typed(names, default, lambda value: type(value) in (int, float), "a number")
+
+    def numbers(self, *names: str, default: D = _REQUIRED) -> tuple[float, ...] | D:
+        """A list of numbers."""
+
+        def fits(value: Any) -> bool:
+            return isinstance(value, list) and all(type(number) in (int, float) for number in value)
+
+        value = self._typed(names, default, fits, "a list of numbers")
+        return tuple(value) if isinstance(value, list) else value
 
     def flag(self, *names: str, default: D = _REQUIRED) -> bool | D:
         """True or false."""

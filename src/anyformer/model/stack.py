@@ -10,7 +10,7 @@ from anyformer.model.block import Block
 from anyformer.parts.context import Context
 from anyformer.parts.embeddings import Embeddings
 from anyformer.parts.norms import norm_of
-from anyformer.parts.positions import RelativePositions
+from anyformer.parts.positions import RelativePositions, RotaryAngles, Stretch
 
 
 class Stack(nn.Module):
@@ -39,6 +39,11 @@ class Stack(nn.Module):
     def horizons(self) -> list[int | None]:
         """For each layer, how many keys back its attention can look (None: without bound)."""
         return [_horizon(layer) for layer in self.layers]
+
+    def stretches(self) -> list[Stretch]:
+        """The rotary frequencies of its layers that follow the length reached."""
+        angles = {getattr(module, "angles", None) for module in self.modules()}
+        return [found.stretched for found in angles if isinstance(found, RotaryAngles) and found.stretched is not None]
 
 
 def _horizon(layer: nn.Module) -> int | None:

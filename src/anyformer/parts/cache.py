@@ -21,6 +21,7 @@ from torch import Tensor
 
 from anyformer.errors import InputError
 from anyformer.parts.masks import Tokens
+from anyformer.parts.positions import Stretch
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +128,12 @@ class Cache:
     `length` is how many tokens the fullest row may have seen; while `counts` is None every row has seen exactly that
     many, otherwise counts [B] says how many each. What a cache is given is detached: no gradient flows into earlier
     calls, so a model given a cache runs without gradients.
+
+    Where rotary angles follow the length reached (`stretches`: dynamic NTK, LongRoPE), what earlier tokens came to in
+    every layer holds only until the angles change; to keep keys unrotated would mend the first layer alone. So such a
+    cache also remembers what it was `told`, and where the angles change it is emptied and told everything again: once
+    in the life of a text with LongRoPE, at every token past the original context with dynamic NTK. The length reached
+    is one for all rows, and known to the host: `length`, that of the fullest row.
     """
 
     def __init__(
@@ -135,7 +142,11 @@ class Cache:
         batch_size: int,
         device: torch.device | str,
         capacity: int | None = None,
+        stretches: Sequence[Stretch] = (),
     ) -> None:
+        self.stretches = stretches
+        self.told: list[tuple[Tensor, Tensor | None]] = []
+        self.regimes: list[int] = []
         self.layers = [LayerCache(horizon) for horizon in horizons]
         self.batch_size, self.device, self.capacity = batch_size, device, capacity
         self.length = 0
@@ -158,6 +169,25 @@ class Cache:
         steps = torch.arange(1, T + 1, device=self.device)[None] if valid is None else valid.long().cumsum(1)
         position = (self._counts()[:, None] + steps - 1).clamp(min=0)
         return Tokens(T, device=self.device, position=position, valid=valid, prefix=self.prefix)
+
+    def outdated(self, T: int) -> bool:
+        """Whether T more tokens change the rotary angles of those before."""
+        return bool(self.told) and self._regimes(T) != self.regimes
+
+    def retell(self, tokens: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Empty the cache; the tokens [B, T] of a call, and where they are valid, after all of the calls before."""
+        self.length, self.counts, self.regimes = 0, None, []
+        calls = [*self.told, (tokens, valid)]
+        padded = any(valid is not None for _, valid in calls)
+        whole = [torch.ones_like(ids, dtype=torch.bool) if valid is None else valid for ids, valid in calls]
+        return torch.cat([ids for ids, _ in calls], 1), torch.cat(whole, 1) if padded else None
+
+    def remember(self, tokens: Tensor, valid: Tensor | None) -> None:
+        """Keep the tokens of a call that has been counted, where the angles of the next ones may change theirs."""
+        if self.stretches:
+            self.regimes = [stretch.regime(self.length) for stretch in self.stretches]
+            before = self.told if self.length > tokens.shape[1] else []
+            self.told = [*before, (tokens, valid)]
 
     def plan(self, horizon: int | None, q: Tokens) -> Plan:
         """How the queries' own keys and values enter the layers of this horizon."""
@@ -218,6 +248,7 @@ class Cache:
         """Let row i continue what row rows[i] [B'] has seen: what beam search does between steps."""
         for layer in self.layers:
             layer.reorder(rows)
+        self.told = [(ids[rows], None if valid is None else valid[rows]) for ids, valid in self.told]
         self.batch_size = len(rows)
         self.counts = None if self.counts is None else self.counts[rows]
         self.prefix = self.prefix if self.prefix is None or len(self.prefix) == 1 else self.prefix[rows]
@@ -230,6 +261,10 @@ class Cache:
         """What the stored tensors take, in bytes."""
         tensors = [tensor for layer in self.layers for tensor in (*layer.stored, *(layer.crossed or ()))]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def _regimes(self, T: int) -> list[int]:
+        length = sum(ids.shape[1] for ids, _ in self.told) + T
+        return [stretch.regime(length) for stretch in self.stretches]
 
     def _counts(self) -> Tensor:
         if self.counts is not None:

@@ -42,10 +42,11 @@ class Context:
         self._made: dict[Any, Any] = {}
 
     def rotary(self, angles: RotaryAngles, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """The rotary tables of these angles at these tokens' positions."""
+        """The rotary tables of these angles at these tokens' positions, for a text as long as the cache makes it."""
         key = (id(angles), id(tokens))
         if key not in self._made:
-            self._made[key] = angles.tables(tokens)
+            length = None if self.cache is None else self.cache.length + self.queries.length
+            self._made[key] = angles.tables(tokens, length)
         return self._made[key]
 
     def plan(self, layer: LayerCache) -> Plan:

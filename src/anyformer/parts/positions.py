@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -75,21 +76,40 @@ class LearnedPositions(Embedding):
 
 @dataclass(frozen=True, eq=False)
 class RotaryAngles:
-    """The frequencies of a rotary spec, worked out once: `tables` gives what a forward pass needs of them."""
+    """The frequencies of a rotary spec, worked out once: `tables` gives what a forward pass needs of them.
+
+    `frequencies` are those of a text within the original context; `stretched`, where the scaling follows the length
+    reached, gives them for any. `factor` multiplies cos and sin.
+    """
 
     frequencies: tuple[float, ...]
     interleaved: bool
     dim: int
+    factor: float = 1.0
+    stretched: Stretch | None = None
 
-    def tables(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """cos and signed sin, float32 [B or 1, T, 1, dim], for `rotate`."""
-        angle = angles(tokens.position, self.frequencies)
-        cos, sin = angle.cos().float(), angle.sin().float()
+    def tables(self, tokens: Tokens, length: int | None = None) -> tuple[Tensor, Tensor]:
+        """cos and signed sin, float32 [B or 1, T, 1, dim], for `rotate`.
+
+        `length` is how long the text has become; None: as long as its furthest position says. It is one number for all
+        rows of a batch, that of the longest.
+        """
+        angle = tokens.position.double()[..., None] * self.at(tokens, length)
+        cos, sin = (self.factor * angle.cos()).float(), (self.factor * angle.sin()).float()
         if self.interleaved:
             cos, sin = cos.repeat_interleave(2, -1), torch.stack((-sin, sin), -1).flatten(-2)
         else:
             cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
         return cos[:, :, None], sin[:, :, None]
+
+    def at(self, tokens: Tokens, length: int | None = None) -> Tensor:
+        """float64 [dim/2] frequencies for these tokens; no tensor is read, so that no device is waited for."""
+        if self.stretched is None:
+            return torch.tensor(self.frequencies, dtype=torch.float64, device=tokens.position.device)
+        if length is None and tokens.high is None:
+            return self.stretched(tokens.position.max() + 1)
+        reached = tokens.high + 1 if length is None and tokens.high is not None else length
+        return self.stretched(torch.tensor(reached, device=tokens.position.device))
 
     def rotate(self, x_BTHC: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
         """Turn the first `dim` channels of every head by its position's angles (Su et al. 2021, eq. 34).
@@ -112,10 +132,31 @@ class RotaryAngles:
 def rotary_angles(rotary: spec.Rotary, head_dim: int) -> RotaryAngles:
     """The angles of a rotary spec; one object for all layers that share it, so that tables are made once a forward."""
     dim = rotary.dim or head_dim
-    frequencies = wavelengths(rotary.base, dim)
-    if rotary.scaling is not None:
-        frequencies = [_llama3(frequency, rotary.scaling) for frequency in frequencies]
-    return RotaryAngles(tuple(frequencies), rotary.interleaved, dim)
+    plain = wavelengths(rotary.base, dim)
+    factor, stretched = 1.0, None
+    match rotary.scaling:
+        case None:
+            frequencies = plain
+        case spec.LinearScaling() as scaling:
+            frequencies = [frequency / scaling.factor for frequency in plain]
+        case spec.Llama3Scaling() as scaling:
+            frequencies = [_llama3(frequency, scaling) for frequency in plain]
+        case spec.YarnScaling() as scaling:
+            frequencies = _yarn(plain, scaling, rotary.base)
+            factor = _given(scaling.attention_factor, 0.1 * math.log(max(scaling.factor, 1.0)) + 1)
+        case spec.DynamicScaling() as scaling:
+            frequencies, stretched = plain, _Dynamic(rotary.base, dim, scaling)
+        case spec.LongRopeScaling() as scaling:
+            frequencies = [frequency / divisor for frequency, divisor in zip(plain, scaling.short, strict=True)]
+            far = [frequency / divisor for frequency, divisor in zip(plain, scaling.long, strict=True)]
+            stretched = _Longer(tuple(frequencies), tuple(far), scaling.original_context)
+            grown = math.log(max(scaling.factor, 1.0)) / math.log(max(scaling.original_context, 2))
+            factor = _given(scaling.attention_factor, math.sqrt(1 + grown))
+    return RotaryAngles(tuple(frequencies), rotary.interleaved, dim, factor, stretched)
+
+
+def _given(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
 def _llama3(frequency: float, scaling: spec.Llama3Scaling) -> float:
@@ -127,6 +168,72 @@ def _llama3(frequency: float, scaling: spec.Llama3Scaling) -> float:
         return frequency
     smooth = (turns - scaling.low) / (scaling.high - scaling.low)
     return (1 - smooth) * frequency / scaling.factor + smooth * frequency
+
+
+def _yarn(frequencies: list[float], scaling: spec.YarnScaling, base: float) -> list[float]:
+    """YaRN's ramp (Peng et al. 2023, section 3.2) as it is published with the weights: between the channels that turn
+    `beta_fast` and `beta_slow` times within the original context, linear in the channel's index."""
+    dim = 2 * len(frequencies)
+
+    def channel(turns: float) -> float:
+        return dim * math.log(scaling.original_context / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = channel(scaling.beta_fast), channel(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    width = high - low or 0.001
+    ramp = [min(max((index - low) / width, 0.0), 1.0) for index in range(len(frequencies))]
+    return [frequency * ((1 - r) + r / scaling.factor) for frequency, r in zip(frequencies, ramp, strict=True)]
+
+
+class Stretch(Protocol):
+    """Frequencies that follow the length reached."""
+
+    def __call__(self, length: Tensor) -> Tensor:
+        """float64 [dim/2] frequencies of a text of `length` tokens (an integer tensor [])."""
+        ...
+
+    def regime(self, length: int) -> int:
+        """A number that is the same for lengths of the same frequencies."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Dynamic:
+    """The base grows past the original context (Peng et al. 2023, section 3.3, as it is in use)."""
+
+    base: float
+    dim: int
+    scaling: spec.DynamicScaling
+
+    def __call__(self, length: Tensor) -> Tensor:
+        times = length.clamp(min=self.scaling.original_context).double() / self.scaling.original_context
+        growth = (self.scaling.factor * times - (self.scaling.factor - 1)) ** (self.dim / max(self.dim - 2, 1))
+        exponents = torch.arange(0, -self.dim, -2, dtype=torch.float64, device=length.device) / self.dim
+        return (self.base * growth) ** exponents
+
+    def regime(self, length: int) -> int:
+        return max(length, self.scaling.original_context)
+
+
+@dataclass(frozen=True)
+class _Longer:
+    """One set of frequencies up to the original context and another beyond (Ding et al. 2024, section 3)."""
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original_context: int
+
+    def __call__(self, length: Tensor) -> Tensor:
+        short, long = (
+            torch.tensor(frequencies, dtype=torch.float64, device=length.device)
+            for frequencies in (self.short, self.long)
+        )
+        return torch.where(length > self.original_context, long, short)
+
+    def regime(self, length: int) -> int:
+        return int(length > self.original_context)
 
 
 def alibi_slopes(heads: int, max_bias: float = 8.0) -> list[float]:

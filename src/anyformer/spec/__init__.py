@@ -1,7 +1,18 @@
 """What a Transformer *is*, as plain data: frozen, strict, exact through JSON. Imports no torch."""
 
 from anyformer.spec.mixers import Attention, FeedForward, Mixer, MixtureOfExperts, Norm, register_mixer
-from anyformer.spec.positions import Alibi, Learned, Llama3Scaling, RelativeBuckets, Rotary, Sinusoidal
+from anyformer.spec.positions import (
+    Alibi,
+    DynamicScaling,
+    Learned,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    RelativeBuckets,
+    Rotary,
+    Sinusoidal,
+    YarnScaling,
+)
 from anyformer.spec.transformer import (
     Block,
     Branch,
@@ -22,6 +33,7 @@ __all__ = [
     "Attention",
     "Block",
     "Branch",
+    "DynamicScaling",
     "EmbeddingHead",
     "Embeddings",
     "FeedForward",
@@ -29,7 +41,9 @@ __all__ = [
     "Initialization",
     "LanguageModelHead",
     "Learned",
+    "LinearScaling",
     "Llama3Scaling",
+    "LongRopeScaling",
     "MaskedLanguageModelHead",
     "Mixer",
     "MixtureOfExperts",
@@ -41,5 +55,6 @@ __all__ = [
     "Stack",
     "TokenClassificationHead",
     "Transformer",
+    "YarnScaling",
     "register_mixer",
 ]

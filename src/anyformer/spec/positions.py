@@ -19,7 +19,69 @@ class Llama3Scaling(Part, frozen=True):
     original_context: PositiveInt
 
 
-RotaryScaling = Annotated[Llama3Scaling, Field()]
+class LinearScaling(Part, frozen=True):
+    """Position interpolation (Chen et al. 2023, eq. 4): all rotary frequencies divided by `factor`."""
+
+    kind: Literal["linear"] = "linear"
+    factor: PositiveFloat
+
+
+class DynamicScaling(Part, frozen=True):
+    """Dynamic NTK scaling (Peng et al. 2023, section 3.3): the rotary base grows with the length reached.
+
+    Texts of up to `original_context` tokens keep the base; one n times as long has it multiplied by
+    (`factor`·n - (`factor` - 1))^(d/(d-2)), d the channels that turn.
+    """
+
+    kind: Literal["dynamic"] = "dynamic"
+    factor: PositiveFloat
+    original_context: PositiveInt
+
+
+class YarnScaling(Part, frozen=True):
+    """YaRN (Peng et al. 2023, section 3.2): slow rotary frequencies divided by `factor`, fast ones kept, a ramp.
+
+    Fast are channels that turn more than `beta_fast` times within `original_context`, slow those that turn less than
+    `beta_slow` times; the ramp runs over the channels' indices, rounded outwards with `truncate`. cos and sin are
+    multiplied by `attention_factor` (None: 0.1·ln(`factor`) + 1, the paper's eq. 22).
+    """
+
+    kind: Literal["yarn"] = "yarn"
+    factor: PositiveFloat
+    original_context: PositiveInt
+    beta_fast: PositiveFloat = 32.0
+    beta_slow: PositiveFloat = 1.0
+    truncate: Flag = True
+    attention_factor: PositiveFloat | None = None
+
+
+class LongRopeScaling(Part, frozen=True):
+    """LongRoPE (Ding et al. 2024, section 3): every rotary frequency has a divisor of its own, found by search.
+
+    `short` holds the divisors for texts of up to `original_context` tokens, `long` those for longer ones. cos and sin
+    are multiplied by `attention_factor` (None: √(1 + ln(`factor`) / ln(`original_context`))) whatever the length.
+    """
+
+    kind: Literal["longrope"] = "longrope"
+    short: tuple[PositiveFloat, ...]
+    long: tuple[PositiveFloat, ...]
+    factor: PositiveFloat
+    original_context: PositiveInt
+    attention_factor: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _divisors_match(self) -> LongRopeScaling:
+        if len(self.short) != len(self.long):
+            raise ValueError(
+                f"{len(self.short)} short and {len(self.long)} long divisors; there must be one of each for every pair "
+                f"of channels that turn"
+            )
+        return self
+
+
+RotaryScaling = Annotated[
+    LinearScaling | DynamicScaling | YarnScaling | LongRopeScaling | Llama3Scaling, Field(discriminator="kind")
+]
 
 
 class Rotary(Part, frozen=True):
