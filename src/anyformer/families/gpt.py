@@ -28,13 +28,12 @@ BUFFERS = (
 )
 
 
-def head_width(config: Config, dim: int, heads: int) -> int:
-    """C, where every head has an equal share of the stream's width."""
-    if dim % heads:
-        config.refuse(
-            f"{heads} heads (n_head, num_attention_heads) do not divide a width of {dim} (n_embd, hidden_size)"
-        )
-    return dim // heads
+def widths(config: Config, dim: tuple[str, ...], heads: tuple[str, ...]) -> tuple[int, int, int]:
+    """D, H and C by the names of the first two, where every head has an equal share of the stream's width."""
+    D, H = config.size(*dim), config.size(*heads)
+    if D % H:
+        config.refuse(f"{heads[0]}={H} does not divide {dim[0]}={D}; every head needs an equal share of the width")
+    return D, H, D // H
 
 
 def decoder(
@@ -56,16 +55,13 @@ def decoder(
     return Stack(dim=dim, depth=depth, pattern=(block,), embeddings=embeddings, norm=norm)
 
 
-def read_head(config: Config, *, tied: bool, bias: bool = False) -> Head:
-    """The heads, `tied` and `bias` where the config does not say and cannot say."""
+def read_head(config: Config, *, tied: bool, bias: bool = False, dropout: float = 0.1) -> Head:
+    """The heads; `tied` and `dropout` (of classifying tokens) where the config does not say."""
     return config.head(
         LanguageModelHead(tied=config.flag("tie_word_embeddings", default=tied), bias=bias),
         EmbeddingHead(),
         SequenceClassificationHead(labels=config.labels(), pooling="last", activation=None, bias=False),
-        TokenClassificationHead(
-            labels=config.labels(),
-            dropout=config.number("classifier_dropout", default=config.number("hidden_dropout", default=0.1)),
-        ),
+        TokenClassificationHead(labels=config.labels(), dropout=config.number("classifier_dropout", default=dropout)),
     )
 
 

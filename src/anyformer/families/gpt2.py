@@ -7,18 +7,18 @@ from typing import Any
 
 from anyformer.families.config import Config, activation_name
 from anyformer.families.family import Family, branch, given
-from anyformer.families.gpt import BUFFERS, decoder, head_tensors, head_width, read_head, write_head
+from anyformer.families.gpt import BUFFERS, decoder, head_tensors, read_head, widths, write_head
 from anyformer.families.names import Table, Tensor, Transpose
 from anyformer.spec import Attention, Embeddings, FeedForward, Initialization, Learned, Norm, Stack, Transformer
 
 
 def read(config: Config) -> Transformer:
-    dim, heads = config.size("n_embd", "hidden_size"), config.size("n_head", "num_attention_heads")
+    dim, heads, head_dim = widths(config, ("n_embd", "hidden_size"), ("n_head", "num_attention_heads"))
     context = config.size("n_positions", "max_position_embeddings", default=1024)
     attention = Attention(
         heads=heads,
         kv_heads=heads,
-        head_dim=head_width(config, dim, heads),
+        head_dim=head_dim,
         visibility="causal",
         bias=True,
         output_bias=True,
@@ -98,7 +98,7 @@ def tensors(spec: Transformer) -> Table:
 
 
 #: Attributes of a head that picks among several continuations, which only GPT-2's double-headed model has.
-SUMMARY = dict.fromkeys(
+SUMMARY: dict[str, str] = dict.fromkeys(
     ("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),
     "of a head that picks among several continuations",
 )
