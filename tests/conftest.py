@@ -38,6 +38,11 @@ settings.register_profile(
 settings.load_profile("suite")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """What cannot be checked at run time (a protocol that is not made for it) is left unchecked."""
+    config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeClawDecorWarning")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """One thread a worker."""

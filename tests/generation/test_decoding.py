@@ -115,8 +115,8 @@ def test_a_prompt_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_conversation_goes_on_where_it_stopped() -> None:
-    """With its cache, the next prompt is the last id that was yielded and what is new; and the cache is of use outside of
-    generation, too."""
+    """With its cache, the next prompt is the last id that was yielded and what is new; and the cache is of use outside
+    of generation, too."""
     model = odd(2)
     cache = model.new_cache(1)
     first = [int(step) for step in steps(model, torch.tensor([[1, 2, 3]]), Settings(max_new_tokens=4), cache=cache)]
