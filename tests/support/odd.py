@@ -19,6 +19,8 @@ from anyformer.families import Family, registered
 from anyformer.spec import Transformer
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
+UNWINDOWED = {"attention": {"window": None}}
+DENSE = {"kind": "feed_forward", "hidden": 23, "activation": "silu", "gated": True}
 
 
 def architectures() -> list[tuple[str, str]]:
@@ -53,7 +55,7 @@ def odd_spec(family: Family, seed: int, architecture: str | None = None) -> Tran
 
 
 def changes(chance: random.Random, seed: int) -> Iterator[dict[str, dict[str, Any]]]:
-    """Random changes, as {what kind of part: fields to set}; sizes first, as later ones depend on them. What is one of
+    """Random changes, as {what kind of part: fields to set, or functions of what is there}; sizes first, as later ones depend on them. What is one of
     two, such as tied or not, goes by the seed, so that two seeds see both."""
     heads, width = chance.choice((3, 5, 6)), chance.choice((6, 10, 14))
     attention = {"heads": heads, "kv_heads": heads, "head_dim": width}
@@ -82,12 +84,25 @@ def changes(chance: random.Random, seed: int) -> Iterator[dict[str, dict[str, An
     yield {"decoder": {"depth": chance.choice((1, 3))}}
     yield {"rotary": {"base": chance.choice((500.0, 1e6))}}
     yield {"rotary": {"dim": width - 2}}
-    if seed % 2:
-        scaling = {"kind": "llama3", "factor": 3.0, "low": 1.0, "high": 4.0, "original_context": 32}
+    for pairs in (width // 2 - 1, width // 2, width // 2 + 1):
+        # Every text is beyond the original context, or none is: in between, what is cached is not what comes of it.
+        divisors = {"short": [1.0 + 0.1 * i for i in range(pairs)], "long": [1.0 + i * i for i in range(pairs)]}
+        scaling = {"kind": "longrope", **divisors, "factor": 8.0, "original_context": 4 if seed % 4 == 1 else 4096}
+        yield {"rotary": {"scaling": scaling if seed % 2 else None}}
+    if seed % 4 == 2:
+        scaling = {"kind": "yarn", "factor": 4.0, "original_context": 16, "beta_fast": 4.0}
+        yield {"rotary": {"scaling": scaling}, "windowed position": {"scaling": None}}
         yield {"rotary": {"scaling": scaling}}
+    if seed % 4 == 1:
+        scaling = {"kind": "llama3", "factor": 3.0, "low": 1.0, "high": 4.0, "original_context": 32}
+        yield {"rotary": {"scaling": scaling}, "windowed position": {"scaling": None}}
+        yield {"rotary": {"scaling": scaling}}
+    if seed % 2:
         yield {"attention": {"scale": 1.0}}
         yield {"pattern": {"parallel": False}}
-    yield {"windowed": {"position": {"kind": "rotary", "base": chance.choice((70.0, 2e4))}}}
+    if seed % 4 == 3:
+        yield {"attention": {"bias": False, "output_bias": False}}
+    yield {"windowed position": {"base": chance.choice((70.0, 2e4))}}
     for window in ((5, None), (4, 4)):
         yield {"windowed": {"window": window}}
     yield {"attention": {"scale": chance.choice((7, 29)) ** -0.5}}
@@ -101,21 +116,42 @@ def changes(chance: random.Random, seed: int) -> Iterator[dict[str, dict[str, An
     for head in ("sequence_classification", "token_classification"):
         yield {head: {"labels": chance.randrange(3, 7)}}
     yield {"attention": {"window": (chance.randrange(3, 9), None) if seed % 2 else None}}
+    if seed % 4 == 1:
+        yield {"stack": {"pattern": lambda stack: [*stack["pattern"], *apply(stack["pattern"], UNWINDOWED)]}}
+    if seed % 2:
+        yield {"stack": {"pattern": lambda stack: [*without_experts(stack["pattern"]), *stack["pattern"]]}}
+    top_k, hidden = chance.choice((2, 3)), chance.choice((12, 19))
+    yield {"mixture_of_experts": {"experts": 5, "top_k": top_k, "hidden": hidden, "balance": 0.03}}
+    yield {"mixture_of_experts": {"normalize": seed % 4 > 1}}
+    activation = chance.choice(ACTIVATIONS)
+    yield {kind: {"activation": activation} for kind in ("feed_forward", "mixture_of_experts")}
 
 
 def apply(data: Any, change: dict[str, dict[str, Any]], name: str = "transformer") -> Any:
     """`data` with the fields of every part whose kind, or whose name in the spec, is in `change`; the parts of a tuple
-    have the name of the tuple, and attention with a window is `windowed` too."""
+    have the name of the tuple, and attention with a window is `windowed`, its position `windowed position`."""
     if isinstance(data, list | tuple):
         return [apply(item, change, name) for item in data]
     if not isinstance(data, dict):
         return data
-    data = {key: apply(value, change, key) for key, value in data.items()}
+    within = "windowed " if data.get("window") else ""
+    data = {key: apply(value, change, within + key) for key, value in data.items()}
     kinds = [data.get("kind"), name, "stack" if name in ("encoder", "decoder") else None]
-    kinds += ["windowed"] if data.get("window") else []
+    kinds += ["windowed"] if within else []
     for kind in kinds:
-        data |= change.get(kind, {}) if kind is not None else {}
+        fields = change.get(kind, {}) if kind is not None else {}
+        data |= {key: value(data) if callable(value) else value for key, value in fields.items()}
     return data
+
+
+def without_experts(data: Any) -> Any:
+    """`data` with a feed-forward for each mixture of experts."""
+    if isinstance(data, list | tuple):
+        return [without_experts(item) for item in data]
+    if not isinstance(data, dict):
+        return data
+    experts = data.get("kind") == "mixture_of_experts"
+    return DENSE if experts else {key: without_experts(value) for key, value in data.items()}
 
 
 def reference_model(family: Family, spec: Transformer, architecture: str, seed: int, **attributes: Any) -> Any:

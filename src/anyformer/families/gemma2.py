@@ -102,7 +102,7 @@ def _cap(config: Config, name: str, usual: float) -> float | None:
 
 
 def write(spec: Transformer) -> dict[str, Any]:
-    attention = next(given(spec.decoder, Stack, "a decoder").attentions())
+    attention, _ = branch(spec.decoder, "attention", Attention)
     return {
         **write_model(spec),
         **rotary_attributes(given(attention.position, Rotary, "rotary positions")),

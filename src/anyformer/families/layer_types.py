@@ -1,13 +1,17 @@
-"""`layer_types` in a config.json: which layers attend within a window and which to everything, as a pattern."""
+"""`layer_types` in a config.json: which layers attend within a window and which to everything, as a pattern; and rotary
+positions where each kind has its own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 from anyformer.errors import SpecError
 from anyformer.families.config import Config
-from anyformer.spec import Attention, Block, Stack
+from anyformer.families.family import given
+from anyformer.families.rotary import rotary, rotary_attributes
+from anyformer.spec import Attention, Block, Rotary, Stack
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
@@ -49,3 +53,38 @@ def attention_of(block: Block) -> Attention:
         if branch.name == "attention" and isinstance(branch.mixer, Attention):
             return branch.mixer
     raise SpecError("it knows no layers without attention")
+
+
+def read_rotary(
+    config: Config,
+    names: Mapping[str, str],
+    bases: Mapping[str, float],
+    *,
+    scaled: Collection[str],
+    head_dim: int,
+    context: int,
+) -> dict[str, Rotary]:
+    """The positions of each kind of layer: `rope_parameters` holds an object for each, the older form a base for each
+    under one of `names`, and one `rope_scaling` for those `scaled`. `bases` are the family's defaults."""
+    parameters = config.section("rope_parameters")
+    scaling = config.section("rope_scaling")
+    found = {}
+    for kind, name in names.items():
+        inner, base = parameters.section(kind), config.number(name, default=None)
+        for section in (inner, scaling):
+            section.taken |= section.attributes.keys()
+        if base is not None and inner.has("rope_theta") and inner.attributes["rope_theta"] != base:
+            config.refuse(f"{name} and {inner.path}rope_theta differ; remove one of them")
+        said = {"rope_theta": base, "rope_parameters": inner.attributes}
+        said |= {"rope_scaling": scaling.attributes} if kind in scaled else {}
+        alone = Config(said, f"{config.where} ({kind})")
+        found[kind] = rotary(alone, base=bases[kind], head_dim=head_dim, context=context)
+        alone.finish({}, {})
+    return found
+
+
+def write_rotary(stack: Stack, names: Mapping[str, str]) -> dict[str, Any]:
+    """What `read_rotary` reads, in the older form."""
+    found = {kind: given(mixer.position, Rotary, "rotary positions") for kind, mixer in attentions(stack).items()}
+    scaling = rotary_attributes(found.get(GLOBAL) or found[LOCAL])["rope_scaling"]
+    return {"rope_scaling": scaling, **{names[kind]: position.base for kind, position in found.items()}}
