@@ -70,7 +70,7 @@ def write_head(head: Head) -> dict[str, float]:
     return {"classifier_dropout": head.dropout} if isinstance(head, TokenClassificationHead) else {}
 
 
-def head_tensors(head: Head) -> Table:
-    """The names of the heads."""
-    modules = {"language_model": "lm_head", "sequence_classification": "score", "token_classification": "classifier"}
+def head_tensors(head: Head, output: str = "lm_head") -> Table:
+    """The names of the heads; `output` is what the family calls the output matrix."""
+    modules = {"language_model": output, "sequence_classification": "score", "token_classification": "classifier"}
     return (Tensor(f"{modules[head.kind]}.*", "head.output.*"),) if head.kind in modules else ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import log
+from math import log, nextafter
 from typing import Any, NamedTuple
 
 from anyformer.families.config import Config
@@ -19,22 +19,24 @@ def rotary(
     share: float | None = None,
     layer: str | None = None,
     original: int | None = None,
+    names: tuple[str, str] = ("rope_theta", "partial_rotary_factor"),
 ) -> Rotary:
     """Read `rope_theta` with `rope_scaling` (whose kind is called `rope_type` or `type`), or `rope_parameters`, which
     holds all of it, kinds of `layer` apart if need be.
 
     `base` is the family's default, `share` how much of each head turns (None: a family in which all of it does), and
-    `original` the context before scaling, in a family that has it beside the scaling and not in it.
+    `original` the context before scaling, in a family that has it beside the scaling and not in it. `names` are what
+    base and share are called outside of `rope_parameters`.
     """
-    theta = config.number("rope_theta", default=None)
-    outer = config.number("partial_rotary_factor", default=None) if share is not None else None
+    theta = config.number(names[0], default=None)
+    outer = config.number(names[1], default=None) if share is not None else None
     forms = [name for name in ("rope_scaling", "rope_parameters") if config.attributes.get(name)]
     sections = [_section(config, name, layer) for name in forms]
     for section in sections:
-        for name, value in (("rope_theta", theta), ("partial_rotary_factor", outer)):
+        for outside, name, value in zip(names, ("rope_theta", "partial_rotary_factor"), (theta, outer)):
             inner = section.number(name, default=None)
             if inner is not None and value is not None and inner != value:
-                section.refuse(f"{name} and {section.path}{name} differ; remove one of them")
+                section.refuse(f"{outside} and {section.path}{name} differ; remove one of them")
     share = share if outer is None else outer
     base = base if theta is None else theta
     read = [_read(section, head_dim, Contexts(context, original), base, share) for section in sections]
@@ -51,6 +53,12 @@ def rotary_attributes(position: Rotary) -> dict[str, Any]:
         name = position.scaling.kind
         scaling = {"rope_type": name, **SCALINGS[name].write(position.scaling)}
     return {"rope_theta": position.base, "rope_scaling": scaling}
+
+
+def rotary_share(position: Rotary, head_dim: int) -> float:
+    """How much of each head turns, such that as many channels come out of it again."""
+    share = (position.dim or head_dim) / head_dim
+    return share if _turned(head_dim, share) in (None, position.dim) else nextafter(share, 1.0)
 
 
 def _section(config: Config, name: str, layer: str | None) -> Config:
