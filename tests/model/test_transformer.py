@@ -297,13 +297,8 @@ def test_bfloat16_is_near_float32(shape: str) -> None:
     """Within five percent of the largest logit, for weights that are the same numbers."""
     for seed in range(10):
         half = odd(seed, shape, torch.bfloat16)
-        if any(
-            isinstance(b.mixer, spec.MixtureOfExperts)
-            for s in half.spec.stacks().values()
-            for x in s.pattern
-            for b in x.branches
-        ):
-            continue  # a rounded router may choose another expert
+        if has_experts(half):
+            continue
         whole = build(half.spec, dtype=torch.float32).eval()
         whole.load_state_dict(half.float().state_dict())
         half.bfloat16()
@@ -312,6 +307,33 @@ def test_bfloat16_is_near_float32(shape: str) -> None:
             wanted, found = (model(drawn_ids(2, 10), source=source).logits for model in (whole, half))
         assert found.dtype == torch.bfloat16
         assert (found.float() - wanted).abs().max() <= 0.05 * wanted.abs().max()
+
+
+def has_experts(model: Transformer) -> bool:
+    """A rounded router may choose another expert."""
+    return any("experts" in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_autocast_is_near_float32(shape: str) -> None:
+    """Every kernel, forward and backward, and cached: products in bfloat16, the rest as it was."""
+    tokens = drawn_ids(2, 9)
+    source = tokens if shape == "encoder-decoder" else None
+    for seed in range(12):
+        model = odd(seed, shape, torch.float32)
+        wanted = model(tokens, source=source).logits
+        for name in ("auto", "reference", "online", "sdpa"):
+            with torch.autocast("cpu", torch.bfloat16), kernels.use(name, fall_back=True):
+                found, loss = model(tokens, source=source).logits, model(tokens, source=source, targets=tokens).loss
+                if model.decoder is not None:
+                    cache = model.new_cache(2)
+                    model(tokens[:, :5], source=source, cache=cache)
+                    last = model(tokens[:, 5:], cache=cache).logits
+            assert all(gradient.isfinite().all() for gradient in gradients(model, loss))
+            if not has_experts(model):
+                assert (found.float() - wanted).abs().max() <= 0.1 * wanted.abs().max(), (seed, name)
+                if model.decoder is not None:
+                    assert (last.float() - wanted[:, 5:]).abs().max() <= 0.1 * wanted.abs().max(), (seed, name)
 
 
 def test_a_compiled_model_is_the_same_model() -> None:
@@ -374,3 +396,16 @@ def test_input_that_does_not_fit_is_refused_in_a_sentence() -> None:
             decoder(ids, **{name: torch.ones(2, 3, dtype=torch.bool if name == "valid" else torch.long)})
     with pytest.raises(InputError, match=r"prefix must be \[2\] to fit the tokens, not \[1\]"):
         decoder(ids, prefix=torch.ones(1, dtype=torch.long))
+    with pytest.raises(InputError, match="there are no tokens to read; give at least one"):
+        decoder(ids[:, :0])
+    for wrong in (ids.float(), ids.bool()):
+        with pytest.raises(InputError, match="tokens must be integer ids, not torch"):
+            decoder(wrong)
+    with pytest.raises(InputError, match=r"valid must be bool, not torch\.int64"):
+        decoder(ids, valid=torch.ones(2, 4, dtype=torch.long))
+    with pytest.raises(InputError, match=r"valid must be bool, not torch\.int64"):
+        both(ids, source=ids, source_valid=torch.ones(2, 4, dtype=torch.long))
+    with pytest.raises(InputError, match=r"documents must be integers, not torch\.bool"):
+        decoder(ids, documents=torch.ones(2, 4, dtype=torch.bool))
+    with pytest.raises(InputError, match="documents must give lengths that sum to 4"):
+        decoder(ids, documents=((5, -1), (4,)))

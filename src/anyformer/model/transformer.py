@@ -134,6 +134,10 @@ class Transformer(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
             if tokens.dim() != 2:
                 raise InputError(f"tokens must be [B, T], not {list(tokens.shape)}; add the batch dimension")
+            if tokens.dtype.is_floating_point or tokens.dtype == torch.bool:
+                raise InputError(f"tokens must be integer ids, not {tokens.dtype}")
+            if not tokens.shape[1]:
+                raise InputError("there are no tokens to read; give at least one")
             _must_be("prefix", prefix, tokens.shape[:1])
             _must_be("segments", segments, tokens.shape)
             prefix = None if prefix is None else prefix[:, None]
@@ -357,7 +361,7 @@ def tokens_of(
     if isinstance(documents, Tensor):
         _must_be("documents", documents, ids.shape)
     if documents is not None and not isinstance(documents, Tensor):
-        if len(documents) != len(ids) or any(sum(row) != T for row in documents):
+        if len(documents) != len(ids) or any(sum(row) != T or min(row) < 0 for row in documents):
             raise InputError(f"documents must give lengths that sum to {T} for each of the {len(ids)} rows")
         lengths = tuple(tuple(length for length in row if length) for row in documents)
         packed = Tokens.packed(lengths, device)
@@ -385,6 +389,8 @@ def tokens_of(
 def _must_be(name: str, given: Tensor | None, *shapes: Sequence[int]) -> None:
     if given is not None and list(given.shape) not in [list(shape) for shape in shapes]:
         raise InputError(f"{name} must be {list(shapes[0])} to fit the tokens, not {list(given.shape)}")
+    if given is not None and (given.dtype == torch.bool) != name.endswith("valid"):
+        raise InputError(f"{name} must be {'bool' if name.endswith('valid') else 'integers'}, not {given.dtype}")
 
 
 def _right(ids: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:

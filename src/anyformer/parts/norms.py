@@ -31,6 +31,8 @@ class Norm(nn.Module):
         return self._normalize(x.to(wide), 1 + self.weight.to(wide), bias).to(x.dtype)
 
     def _normalize(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        # Under autocast what comes in is narrower than the weights.
+        x = x if weight is None else x.to(weight.dtype)
         if self.rms:
             return F.rms_norm(x, self.shape, weight, self.eps)
         return F.layer_norm(x, self.shape, weight, bias, self.eps)

@@ -54,7 +54,7 @@ def _row(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores, span
         keys = visible.k[start : start + tile]
         k_tile = k[:, :, start : start + tile].to(wide).repeat_interleave(group, 1)
         v_tile = v[:, :, start : start + tile].to(wide).repeat_interleave(group, 1)
-        score = q @ k_tile.transpose(-1, -2) * scores.scale
+        score = (q @ k_tile.transpose(-1, -2)).to(wide) * scores.scale
         if scores.soft_cap is not None:
             score = scores.soft_cap * torch.tanh(score / scores.soft_cap)
         if scores.bias is not None:

@@ -22,7 +22,8 @@ def weights(q: Tensor, k: Tensor, visible: Visible, scores: Scores) -> Tensor:
     """Attention weights [B, H, T, S], at least float32. A row with nothing visible is all zeros."""
     wide = torch.promote_types(q.dtype, torch.float32)
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    logits = q.to(wide) @ k.to(wide).transpose(-1, -2) * scores.scale
+    # Autocast may take the product itself in bfloat16; what follows it is in float32 all the same.
+    logits = (q.to(wide) @ k.to(wide).transpose(-1, -2)).to(wide) * scores.scale
     if scores.soft_cap is not None:
         logits = scores.soft_cap * torch.tanh(logits / scores.soft_cap)
     if scores.bias is not None:
