@@ -116,12 +116,17 @@ class Line:
 
 
 def fill(table: Table, shapes: Mapping[str, Sequence[int]]) -> list[Line]:
-    """The lines of a table for a model whose parameters have `shapes`; parameters in no line are left out."""
-    entries = [(entry, _regex(entry.fused[0])) for entry in table if isinstance(entry, Tensor)]
+    """The lines of a table for a model whose parameters have `shapes`: each in the first line that fits it, or left out
+    where none does."""
+    tensors = [entry for entry in table if isinstance(entry, Tensor)]
+    entries = [(entry, index, _regex(ours)) for entry in tensors for index, ours in enumerate(entry.fused)]
     lines = []
     for name in shapes:
-        for entry, regex in entries:
+        for entry, index, regex in entries:
             if match := regex.fullmatch(name):
+                # What is fused makes one line, at the first of its names.
+                if index:
+                    break
                 steps = match.groups()
                 saved = _filled(entry.saved, steps)
                 parts = (saved,)
