@@ -46,7 +46,10 @@ class Pair:
         return torch.randint(FIRST, self.ours.spec.output.embeddings.vocabulary, (rows, length), generator=generator)
 
     def ragged(self, left: bool = False) -> tuple[Tensor, Tensor]:
-        """A padded batch of rows of `LENGTHS`, and where it is valid."""
+        """A padded batch of rows of `LENGTHS`, and where it is valid. On the right for an encoder that adds positions:
+        transformers counts padding there too, so that on the left it is another text."""
+        encoder = self.ours.spec.encoder
+        left = left and (encoder is None or encoder.embeddings.position is None)
         ids, index = self.ids(len(LENGTHS), max(LENGTHS)), torch.arange(max(LENGTHS))
         lengths = torch.tensor(LENGTHS)[:, None]
         valid = index >= max(LENGTHS) - lengths if left else index < lengths
@@ -69,7 +72,8 @@ class Pair:
             tokens = self.ids(len(ids), 9, seed=1)
             theirs = self.reference(ids, valid, decoder_input_ids=tokens)
             ours = self.ours(tokens, source=ids, source_valid=valid)
-            return theirs, ours.logits, torch.ones_like(tokens, dtype=torch.bool)
+            found = ours.hidden if self.head == "embedding" else ours.logits
+            return theirs, found, torch.ones_like(tokens, dtype=torch.bool)
         theirs, ours = self.reference(ids, valid), self.ours(ids, valid=valid)
         found = ours.hidden if self.head == "embedding" else ours.logits
         return theirs, found, torch.ones(len(ids), dtype=torch.bool) if found.dim() == 2 else valid
@@ -83,9 +87,10 @@ def make(family: str, architecture: str, seed: int, directory: Path) -> Pair:
     if theirs.can_generate():
         theirs.generation_config.eos_token_id = None
         theirs.generation_config.pad_token_id = 0
+        theirs.generation_config.forced_eos_token_id = None
+        if theirs.config.is_encoder_decoder:
+            theirs.config.decoder_start_token_id = theirs.generation_config.decoder_start_token_id = 0
     theirs.config.eos_token_id = None
-    if theirs.config.is_encoder_decoder:
-        theirs.config.decoder_start_token_id = theirs.generation_config.decoder_start_token_id = 0
     theirs.save_pretrained(directory)
     ours = af.load(directory, device="cpu")
     assert ours.spec == spec

@@ -197,7 +197,8 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 def _reason(source: Source, name: str, table: Table, prefix: str, spec: Transformer, ignore: Iterable[str]) -> str:
     for entry in unused(table):
-        if entry.matches(name) or entry.matches(prefix + name):
+        matches = entry.matches(name) or entry.matches(prefix + name)
+        if matches and not (entry.zero and source.read(name).any()):
             return entry.reason
     if any(fnmatchcase(name, pattern) for pattern in ignore):
         return ASKED

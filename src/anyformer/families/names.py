@@ -84,10 +84,12 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Unused:
-    """Saved tensors that no model of ours reads; `**` stands for any text. They are carried through a save."""
+    """Saved tensors that no model of ours reads; `**` stands for any text. They are carried through a save. With `zero`,
+    only where all of their numbers are nought, for others would count."""
 
     saved: str
     reason: str
+    zero: bool = False
 
     def matches(self, name: str) -> bool:
         return re.fullmatch(re.escape(self.saved).replace(r"\*\*", ".*"), name) is not None
