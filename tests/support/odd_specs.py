@@ -8,6 +8,15 @@ from typing import Any
 
 from anyformer import spec
 
+#: Scalings whose angles do not follow the length reached, so that what a row says does not hang on its neighbours.
+SCALINGS = (
+    None,
+    None,
+    spec.LinearScaling(factor=2.5),
+    spec.YarnScaling(factor=4.0, original_context=16),
+    spec.Llama3Scaling(factor=4.0, original_context=16),
+)
+
 
 def odd_stack(
     draw: random.Random, *, causal: bool, cross: bool = False, vocabulary: int = 37, learned: int = 64
@@ -33,7 +42,7 @@ def odd_stack(
                 base=draw.choice([100.0, 10000.0]),
                 dim=draw.choice([None, 2]),
                 interleaved=draw.random() < 0.5,
-                scaling=draw.choice([None, spec.Llama3Scaling(factor=4.0, original_context=16)]),
+                scaling=draw.choice(SCALINGS),
             ),
             "alibi": spec.Alibi(),
             "own buckets": buckets,
