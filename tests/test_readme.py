@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from anyformer.cli import app
+from anyformer.cli.app import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -18,7 +18,9 @@ README = (ROOT / "README.md").read_text()
 def rows() -> list[list[str]]:
     """The rows of the concept table: concept, where, how."""
     section = README.split("## Where everything is")[1].split("\n## ")[0]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")]
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")
+    ]
     return cells[2:]
 
 
