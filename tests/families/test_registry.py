@@ -34,9 +34,9 @@ def test_unknown_names_list_the_known() -> None:
     """Whoever misspells learns what there is."""
     with pytest.raises(SpecError, match=r"no family called 'lama'; there are .*bert, .*llama"):
         families.named("lama")
-    with pytest.raises(AttributeError, match=r"no family called 'lama'; there are bert"):
+    with pytest.raises(AttributeError, match=r"no family called 'lama'; there are .*bert"):
         families.lama  # type: ignore[attr-defined]
-    with pytest.raises(SpecError, match=r"no family reads the model type 'mamba'; known are bert.*llama"):
+    with pytest.raises(SpecError, match=r"no family reads the model type 'mamba'; known are .*bert.*llama"):
         families.find("mamba")
     with pytest.raises(SpecError, match="llama has no size '9t'; there are tiny, 135m"):
         families.llama("9t")
@@ -55,7 +55,7 @@ def test_a_config_without_a_model_type() -> None:
     """Files older than model_type are told by their architecture."""
     assert registry.of({"architectures": ["BertForMaskedLM"]}) is families.bert
     assert registry.of({"model_type": "t5", "architectures": ["Whatever"]}) is families.t5
-    with pytest.raises(SpecError, match=r"x.json: unknown: 'MambaForCausalLM'; known architectures are Bert"):
+    with pytest.raises(SpecError, match=r"x.json: unknown: 'MambaForCausalLM'; known architectures are .*Bert"):
         registry.of({"architectures": ["MambaForCausalLM"]}, "x.json")
     with pytest.raises(SpecError, match="names no model_type and no architecture"):
         registry.of({})

@@ -84,8 +84,8 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Unused:
-    """Saved tensors that no model of ours reads; `**` stands for any text. They are carried through a save. With `zero`,
-    only where all of their numbers are nought, for others would count."""
+    """Saved tensors that no model of ours reads; `**` stands for any text. They are carried through a save. With
+    `zero`, only where all of their numbers are nought, for others would count."""
 
     saved: str
     reason: str
