@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import log
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from anyformer.errors import SpecError
 from anyformer.families.config import Config
 from anyformer.families.rotary import rotary, rotary_attributes
-from anyformer.spec import Llama3Scaling, Rotary
+from anyformer.spec import DynamicScaling, LinearScaling, Llama3Scaling, LongRopeScaling, Rotary, YarnScaling
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 SCALED = Rotary(base=5e5, scaling=Llama3Scaling(factor=8.0, low=1.0, high=4.0, original_context=8192))
@@ -57,6 +58,66 @@ def test_unscaled(attributes: dict[str, Any], base: float) -> None:
     assert read(**attributes) == Rotary(base=base)
 
 
+DIVISORS = {"short_factor": [1.0, 2], "long_factor": [3, 4.0]}
+KINDS = [
+    ({"type": "linear", "factor": 4}, LinearScaling(factor=4.0)),
+    ({"type": "dynamic", "factor": 2.0}, DynamicScaling(factor=2.0, original_context=2048)),
+    ({"type": "yarn", "factor": 4.0}, YarnScaling(factor=4.0, original_context=2048)),
+    (
+        {
+            "type": "yarn",
+            "factor": None,
+            "original_max_position_embeddings": 512,
+            "beta_fast": 20,
+            "beta_slow": 2,
+            "truncate": False,
+            "attention_factor": 1.5,
+        },
+        YarnScaling(
+            factor=4.0, original_context=512, beta_fast=20.0, beta_slow=2.0, truncate=False, attention_factor=1.5
+        ),
+    ),
+    (
+        {"type": "yarn", "factor": 40.0, "mscale": 1.0, "mscale_all_dim": 1.0},
+        YarnScaling(factor=40.0, original_context=2048, attention_factor=1.0),
+    ),
+    (
+        {"type": "longrope", "original_max_position_embeddings": 1024, **DIVISORS},
+        LongRopeScaling(short=(1.0, 2.0), long=(3.0, 4.0), factor=2.0, original_context=1024),
+    ),
+    (
+        {"type": "su", "original_max_position_embeddings": 1024, "factor": 8.0, "attention_factor": 1.2, **DIVISORS},
+        LongRopeScaling(short=(1.0, 2.0), long=(3.0, 4.0), factor=8.0, original_context=1024, attention_factor=1.2),
+    ),
+]
+
+
+@pytest.mark.parametrize(("said", "scaling"), KINDS)
+def test_every_kind_is_read_and_written(said: dict[str, Any], scaling: Any) -> None:
+    """In the old form and the new; what is written reads as the same."""
+    assert read(rope_scaling=said) == read(rope_parameters=said) == Rotary(scaling=scaling)
+    assert read(**rotary_attributes(Rotary(scaling=scaling))) == Rotary(scaling=scaling)
+
+
+def test_the_factor_of_two_scales() -> None:
+    """DeepSeek's pair of scales is transformers' ratio of the two, and one of them alone says nothing there."""
+    wanted = (0.1 * 0.7 * log(40) + 1) / (0.1 * 1.3 * log(40) + 1)
+    scaled = read(rope_scaling={"type": "yarn", "factor": 40.0, "mscale": 0.7, "mscale_all_dim": 1.3}).scaling
+    assert isinstance(scaled, YarnScaling) and scaled.attention_factor == pytest.approx(wanted, rel=1e-12)
+    alone = read(rope_scaling={"type": "yarn", "factor": 40.0, "mscale": 0.7}).scaling
+    assert isinstance(alone, YarnScaling) and alone.attention_factor is None
+
+
+def test_the_original_context_beside_the_scaling() -> None:
+    """A family may have it outside of the scaling; the two must agree."""
+    said = {"rope_scaling": {"type": "longrope", **DIVISORS}}
+    found = rotary(Config(said, "config.json"), head_dim=4, context=2048, original=256).scaling
+    assert isinstance(found, LongRopeScaling) and (found.original_context, found.factor) == (256, 8.0)
+    twice = {"rope_scaling": {"type": "longrope", "original_max_position_embeddings": 512, **DIVISORS}}
+    with pytest.raises(SpecError, match=r"rope_scaling.original_max_position_embeddings differ; remove one"):
+        rotary(Config(twice, "config.json"), head_dim=4, context=2048, original=256)
+
+
 def test_written_reads_back() -> None:
     """What is written, in the old form, reads as the same positions."""
     assert read(**rotary_attributes(SCALED)) == SCALED
@@ -67,7 +128,7 @@ def test_the_original_length_defaults_to_the_context() -> None:
     """As in the reference, where llama3 scaling does not give it."""
     scaling = {name: value for name, value in LLAMA3.items() if name != "original_max_position_embeddings"}
     found = read(rope_scaling={"type": "llama3", **scaling}).scaling
-    assert found is not None and found.original_context == 2048
+    assert isinstance(found, Llama3Scaling) and found.original_context == 2048
 
 
 def test_a_share_of_each_head() -> None:
@@ -108,6 +169,13 @@ def test_kinds_of_layers_apart() -> None:
         (
             {"rope_scaling": {"rope_theta": 1.0}, "rope_parameters": {"rope_theta": 2.0}},
             "rope_scaling and rope_parameters contradict each other",
+        ),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor is missing"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": ["a"]}}, "short_factor is .*must be a list of numbers"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 3.0}}, "'rope_scaling.beta_fast'"),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 7}},
+            "original_max_position_embeddings is 7; only 2048 is understood",
         ),
         ({"rope_scaling": "llama3"}, 'rope_scaling is "llama3"; it must be an object'),
     ],
