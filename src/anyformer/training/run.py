@@ -270,7 +270,8 @@ def _rehearse(recipe: Recipe, trainer: Trainer, seconds: float) -> int:
     left = seconds - (time.monotonic() - began)
     settings = recipe.training
     if settings.validate_every is None:
-        return max(1, int((left - 20 * validation) / median(times)))
+        # However slow a validation is here, at least half of the time is for training.
+        return max(1, int(max(left - 20 * validation, left / 2) / median(times)))
     return max(1, int((left - validation) / (median(times) + validation / settings.validate_every)))
 
 
