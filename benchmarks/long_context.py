@@ -74,9 +74,8 @@ def stream(window: int, total: int, chunk: int = 4096) -> None:
         for at in range(0, total, chunk):
             net(torch.randint(0, 256, (1, chunk), generator=generator), cache=cache, last=True)
             if at // chunk in (3, 30, total // chunk):
-                print(
-                    f"  after {cache.length:>9,} tokens: cache {cache.bytes():,} bytes, process peak {peak_mib():.0f} MiB"
-                )
+                held = f"cache {cache.bytes():,} bytes, process peak {peak_mib():.0f} MiB"
+                print(f"  after {cache.length:>9,} tokens: {held}", flush=True)
         one = torch.zeros(1, 1, dtype=torch.long)
         for _ in range(64):
             net(one, cache=cache)

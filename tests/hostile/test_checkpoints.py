@@ -99,7 +99,10 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "config no object": (lambda p: (p / "config.json").write_text("[]"), r"config.json holds a JSON list"),
     "config Latin-1": (lambda p: (p / "config.json").write_bytes(b'{"a": "\xe9"}'), r"config.json is not UTF-8"),
     "unknown attribute": (lambda p: config(p, mystery=1), r"config.json: no such attribute is known: 'mystery'"),
-    "unknown model type": (lambda p: config(p, model_type="mamba"), r"the model type 'mamba'; known are .*bert,.*llama"),
+    "unknown model type": (
+        lambda p: config(p, model_type="mamba"),
+        r"the model type 'mamba'; known are .*bert,.*llama",
+    ),
     "model type no string": (lambda p: config(p, model_type=["llama"]), r"the model type \['llama'\]"),
     "unknown architecture": (
         lambda p: config(p, architectures=["LlamaForQuestionAnswering"]),
