@@ -68,9 +68,7 @@ def generate(
     text = standard_input() if prompt == "-" else prompt
     loaded = open_reader(model, dtype, device)
     if loaded.decoder is None:
-        raise InputError(
-            f"{model} is an encoder: it reads and does not write; it can embed: anyformer embed {model}"
-        )
+        raise InputError(f"{model} is an encoder: it reads and does not write; it can embed: anyformer embed {model}")
     settings: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
