@@ -175,3 +175,24 @@ def test_cached_is_the_reference_without_its_cache(said: dict) -> None:
     wanted: list[Tensor] = [theirs(ids[:, :length], use_cache=False).logits[:, -1] for length in range(11, 41)]  # type: ignore[operator]
     found_B, wanted_B = torch.stack(found), torch.stack(wanted)
     assert (found_B - wanted_B).abs().max() < 1e-5 * wanted_B.abs().max()
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [*SCALINGS.values(), spec.LinearScaling(factor=4.0), spec.YarnScaling(factor=4.0, original_context=9)],
+    ids=lambda scaling: scaling.kind,
+)
+@torch.no_grad()
+def test_a_bfloat16_model_at_a_million(scaling: object) -> None:
+    """At positions around 1,000,000 a bfloat16 model is as near to float64 as it is at the beginning of a text, under
+    every scaling."""
+    narrow, wide = model_of(scaling).bfloat16(), model_of(scaling)
+    wide.load_state_dict(narrow.state_dict())
+    ids = torch.randint(29, (4, 16), generator=torch.Generator().manual_seed(3))
+
+    def error(start: int) -> float:
+        positions = torch.arange(start, start + 16).expand_as(ids)
+        wanted = wide(ids, positions=positions).logits
+        return float((narrow(ids, positions=positions).logits.double() - wanted).norm() / wanted.norm())
+
+    assert error(1_000_000) < 1.5 * error(0) < 0.3
