@@ -117,6 +117,7 @@ def changes(chance: random.Random, seed: int) -> Iterator[dict[str, dict[str, An
     yield {"language_model": {"soft_cap": None if seed % 4 == 2 else 2.5}}
     yield {"language_model": {"tied": bool(seed % 2)}}
     yield {"masked_language_model": {"tied": bool(seed % 2)}}
+    yield {"masked_language_model": {"dense_bias": bool(seed % 2)}}
     if seed % 4 > 1:
         yield {"language_model": {"scale": None}}
     for head in ("sequence_classification", "token_classification"):

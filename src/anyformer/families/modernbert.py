@@ -109,11 +109,10 @@ def _blocks(config: Config, dim: int, context: int, norm: Norm) -> dict[str, Blo
 
 
 def _head(config: Config, norm: Norm) -> Head:
-    if config.head_kind != "embedding" and not config.flag("classifier_bias", default=False):
-        config.refuse("classifier_bias is false; only a head whose dense layer has a bias is understood here")
     masked = MaskedLanguageModelHead(
         tied=config.flag("tie_word_embeddings", default=True),
         bias=config.flag("decoder_bias", default=True),
+        dense_bias=config.flag("classifier_bias", default=False),
         activation=config.activation("classifier_activation", default="gelu"),
         norm=norm,
     )
@@ -149,7 +148,7 @@ def write(spec: Transformer) -> dict[str, Any]:
     if stack.embeddings.vocabulary <= _PADDING:
         attributes["pad_token_id"] = None
     if isinstance(spec.head, MaskedLanguageModelHead):
-        attributes |= {"classifier_bias": True, "decoder_bias": spec.head.bias}
+        attributes |= {"classifier_bias": spec.head.dense_bias, "decoder_bias": spec.head.bias}
         attributes |= {"classifier_activation": activation_name(spec.head.activation)}
     return attributes
 
@@ -184,9 +183,7 @@ family = Family(
     model_types=("modernbert",),
     architectures={"ModernBertModel": "embedding", "ModernBertForMaskedLM": "masked_language_model"},
     presets={
-        "tiny": _size(
-            64, 4, 4, 128, vocab_size=1024, max_position_embeddings=512, local_attention=32, classifier_bias=True
-        ),
+        "tiny": _size(64, 4, 4, 128, vocab_size=1024, max_position_embeddings=512, local_attention=32),
         "base": _size(768, 22, 12, 1152),
         "large": _size(1024, 28, 16, 2624),
     },
@@ -199,7 +196,7 @@ family = Family(
         "initializer_cutoff_factor": "beyond how many deviations no weight starts",
         "classifier_pooling": "of a classification head",
         "classifier_dropout": "of a classification head",
-        "classifier_bias": "of a head, and here there is none",
+        "classifier_bias": "of a head, where there is one",
         "deterministic_flash_attn": "which kernel computes it",
         "reference_compile": "how the reference is run",
         "repad_logits_with_grad": "how the reference is run",

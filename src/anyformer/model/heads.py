@@ -82,7 +82,7 @@ class MaskedLanguageModelHead(Head):
 
     def __init__(self, head: spec.MaskedLanguageModelHead, dim: int, vocabulary: int) -> None:
         super().__init__()
-        self.dense = Linear(dim, dim)
+        self.dense = Linear(dim, dim, bias=head.dense_bias)
         self.activation = ACTIVATIONS[head.activation]
         self.norm = Norm(head.norm, dim)
         self.output = Linear(dim, vocabulary, bias=head.bias)

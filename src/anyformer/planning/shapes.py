@@ -65,7 +65,7 @@ def _head(head: Head, dim: int, vocabulary: int) -> Shapes:
         case "language_model":
             return _output(vocabulary, dim, head.tied, head.bias)
         case "masked_language_model":
-            dense = linear_shapes("dense", dim, dim, bias=True) | norm_shapes("norm", head.norm, dim)
+            dense = linear_shapes("dense", dim, dim, head.dense_bias) | norm_shapes("norm", head.norm, dim)
             return dense | _output(vocabulary, dim, head.tied, head.bias)
         case "sequence_classification":
             dense = {} if head.activation is None else linear_shapes("dense", dim, dim, bias=True)

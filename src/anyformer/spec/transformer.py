@@ -123,11 +123,15 @@ class LanguageModelHead(Part, frozen=True):
 
 
 class MaskedLanguageModelHead(Part, frozen=True):
-    """BERT's head (Devlin et al. 2019, appendix): a dense layer, activation, norm, then logits over the vocabulary."""
+    """BERT's head (Devlin et al. 2019, appendix): a dense layer, activation, norm, then logits over the vocabulary.
+
+    `dense_bias` is the dense layer's, `bias` that of the logits.
+    """
 
     kind: Literal["masked_language_model"] = "masked_language_model"
     tied: Flag = True
     bias: Flag = True
+    dense_bias: Flag = True
     activation: Activation = "gelu"
     norm: Norm
 
