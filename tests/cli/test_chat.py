@@ -116,8 +116,8 @@ def in_terminal(arguments: list[str]) -> pexpect.spawn:
 
 
 def test_a_conversation_in_a_terminal(command: list[str], talker: Path, model: Transformer) -> None:
-    """In a real terminal: a greeting, a prompt, answers as they come over two turns; Ctrl-C stops an answer and the
-    conversation goes on; Ctrl-C at the prompt only helps; /reset forgets; Ctrl-D leaves with code 0."""
+    """In a real terminal: a greeting, a prompt, answers as they come over two turns; Ctrl-C at the prompt only helps;
+    /reset forgets; Ctrl-D leaves with code 0."""
     conversation = Conversation(model, max_new_tokens=400)
     wanted = [answer(conversation, "one"), answer(conversation, "two")]
     terminal = in_terminal([*command, "chat", str(talker), "-n", "400"])
@@ -126,11 +126,6 @@ def test_a_conversation_in_a_terminal(command: list[str], talker: Path, model: T
         terminal.expect_exact("> ")
         terminal.sendline(message)
         terminal.expect_exact(reply)
-    terminal.expect_exact("> ")
-    terminal.sendline("three")
-    terminal.expect("[!-~]{5}")
-    terminal.sendintr()
-    terminal.expect_exact("…")
     terminal.expect_exact("> ")
     terminal.sendintr()
     terminal.expect_exact(HELP)
@@ -143,6 +138,22 @@ def test_a_conversation_in_a_terminal(command: list[str], talker: Path, model: T
     terminal.sendeof()
     terminal.expect(pexpect.EOF)
     terminal.close()
+    assert terminal.exitstatus == 0
+
+
+def test_an_answer_is_stopped(command: list[str], talker: Path) -> None:
+    """Ctrl-C stops an answer that would go on for hours, says so, and the conversation goes on."""
+    terminal = in_terminal([*command, "chat", str(talker), "-n", "1000000"])
+    for message in ("one", "two"):
+        terminal.expect_exact("> ")
+        terminal.sendline(message)
+        terminal.expect("[!-~]{5}")
+        terminal.sendintr()
+        terminal.expect_exact("…")
+    terminal.expect_exact("> ")
+    terminal.sendeof()
+    terminal.expect(pexpect.EOF)
+    terminal.wait()
     assert terminal.exitstatus == 0
 
 

@@ -26,10 +26,12 @@ def model(family: str = "llama", window: int | None = None) -> Transformer:
         block = block.replace(branches=(windowed, feed_forward))
         described = described.replace(decoder=described.decoder.replace(pattern=(block,)))
     net = build(described, seed=0)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(3)
+    if described.initialization.std is not None:
+        # Drawn small: larger, a mistake shows. T5 draws large, and its unscaled softmax would only be left to rounding.
+        with torch.no_grad():
+            for parameter in net.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(3)
     net.family = family
     return net
 
