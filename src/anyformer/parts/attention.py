@@ -104,12 +104,8 @@ class Attention(SideBySide):
         if self.angles is not None:
             tables = context.rotary(self.angles, context.queries)
             q, k = self.angles.rotate(q, tables), self.angles.rotate(k, tables)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        if cache is None or context.cache is None:
-            return q, k, v, context.queries
-        plan = context.plan(cache)
-        k, v = cache.extend(plan, context.cache.capacity, k, v)
-        return q, k, v, plan.keys
+        (k, v), keys = context.keep(cache, k.transpose(1, 2), v.transpose(1, 2))
+        return q.transpose(1, 2), k, v, keys
 
     def cross_heads(
         self, x_BTD: Tensor, context: Context, cache: LayerCache | None

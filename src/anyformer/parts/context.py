@@ -57,6 +57,14 @@ class Context:
             self._made[key] = self.cache.plan(layer.horizon, self.queries)
         return self._made[key]
 
+    def keep(self, layer: LayerCache | None, *new: Tensor) -> tuple[tuple[Tensor, ...], Tokens]:
+        """Put what a layer makes of these tokens (each [B, heads, T, channels]) beside what it has kept of those of
+        earlier calls: all of it, [B, heads, S, channels], and whose it is. Without a cache, the new alone."""
+        if layer is None or self.cache is None:
+            return new, self.queries
+        plan = self.plan(layer)
+        return layer.extend(plan, self.cache.capacity, *new), plan.keys
+
     def visible(self, mask: Mask, keys: Tokens) -> Visible:
         """The mask, lowered for this pass's queries over these keys."""
         key = (id(mask), id(keys))
