@@ -21,6 +21,7 @@ import transformers
 from side_by_side import compare
 
 import anyformer as af
+from anyformer.cli.process import keep_freed_memory
 
 DECODED = 32
 
@@ -133,6 +134,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(MODELS))
     parser.add_argument("--dtypes", default="float32,bfloat16")
     arguments = parser.parse_args()
+    keep_freed_memory()  # for both sides: less noise
     transformers.utils.logging.set_verbosity_error()
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.get_num_threads()} threads")
     print("| model | dtype | work | times as fast as transformers | lowest | highest |")

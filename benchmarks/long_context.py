@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from anyformer import spec
+from anyformer.cli.process import keep_freed_memory
 from anyformer.model import Transformer, build
 
 LENGTHS = (8192, 16384, 32768, 65536)
@@ -90,6 +91,7 @@ def main() -> None:
     parser.add_argument("--probe", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--backward", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    keep_freed_memory()
     net = model(arguments.window)
     if arguments.probe:
         before = peak_mib()

@@ -49,8 +49,10 @@ def test_both_ways(tmp_path: Path, family: families.Family, dtype: torch.dtype) 
     for architecture, kind in family.architectures.items():
         spec = family("tiny", architectures=[architecture])
         generation = {**family.generation, "pad_token_id": 0, "eos_token_id": [2, 3]}
-        if "pad_token_id" in family.write(spec):
-            generation["pad_token_id"] = family.write(spec)["pad_token_id"]
+        # A family that computes with the padding id says it in config.json; null there says that there is none.
+        generation["pad_token_id"] = family.write(spec).get("pad_token_id", 0)
+        if generation["pad_token_id"] is None:
+            del generation["pad_token_id"]
         path = write(tmp_path / architecture, spec, family.name, generation=generation, dtype=dtype)
         found = checkpoints.open(path)
         assert (found.spec, found.family, found.dtype) == (spec, family.name, dtype)

@@ -16,6 +16,7 @@ from anyformer.cli.evaluate import evaluate
 from anyformer.cli.generate import generate
 from anyformer.cli.inspect import inspect
 from anyformer.cli.list import list_
+from anyformer.cli.process import keep_freed_memory
 from anyformer.cli.train import train
 from anyformer.cli.verify import verify
 from anyformer.errors import AnyformerError
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # A terminal that lacks a character shows a question mark instead of an error.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
+    keep_freed_memory()
     try:
         app(args=arguments, prog_name="anyformer")
     except Exception as error:
