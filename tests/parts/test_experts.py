@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Literal
 
 import pytest
 import torch
@@ -68,6 +69,59 @@ def test_both_paths_are_the_definition(form: dict) -> None:
     largest = max(float(gradient.abs().max()) for gradient in outcomes[1])
     for grouped, dense in zip(*outcomes, strict=True):
         assert torch.allclose(grouped, dense, rtol=1e-3, atol=1e-5 * largest)
+
+
+class BiasedExperts(spec.RoutedExperts):
+    """A mixture as a family may have one of its own: every matrix has a bias, the router too."""
+
+    kind: Literal["biased"] = "biased"
+
+    def shapes(self, dim: int, source_dim: int | None = None) -> dict[str, tuple[int, ...]]:
+        E, F = self.experts, self.hidden
+        biases = {"router.bias": (E,), "gate_bias": (E, F), "up_bias": (E, F), "down_bias": (E, dim)}
+        return {**super().shapes(dim), **biases, "strength": (E,)}
+
+
+class Doubtful(Experts):
+    """Each expert has a strength of its own, and its two inward products are added."""
+
+    strength: torch.nn.Parameter
+
+    def route(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        shares_NE = self.router(x_ND).sigmoid() * self.strength
+        weight_NK, chosen_NK = shares_NE.topk(self.top_k, -1)
+        return shares_NE, weight_NK, chosen_NK
+
+    def activate(self, up: Tensor, gate: Tensor | None) -> Tensor:
+        assert gate is not None
+        return gate + up
+
+
+def test_a_mixture_of_a_familys_own() -> None:
+    """Routing, activation, biases and parameters of a subclass's own hold on both paths, gradients included."""
+    torch.manual_seed(0)
+    mixture = BiasedExperts(experts=5, top_k=2, hidden=8)
+    part = draw(Doubtful(mixture, 4))
+    assert {name: tuple(p.shape) for name, p in part.named_parameters()} == mixture.shapes(4)
+    x = torch.randn(1, 7, 4, dtype=torch.float64)
+    rows = []
+    for token in x[0]:
+        shares = torch.sigmoid(part.router.weight @ token + part.router.bias) * part.strength
+        row = torch.zeros_like(token)
+        for e in sorted(range(5), key=lambda e: -shares[e].item())[:2]:
+            hidden = part.gate[e] @ token + part.gate_bias[e] + part.up[e] @ token + part.up_bias[e]
+            row = row + shares[e] * (part.down[e] @ hidden + part.down_bias[e])
+        rows.append(row)
+    context = Context(Tokens(7, start=0))
+    assert torch.allclose(part(x, context), torch.stack(rows))
+    leaves = x.requires_grad_(), *part.parameters()
+    dense = torch.autograd.grad(part(x, context).square().sum(), leaves)
+    part.float()
+    leaves = x.detach().float().requires_grad_(), *part.parameters()
+    grouped = torch.autograd.grad(part(leaves[0], context).square().sum(), leaves)
+    largest = max(float(gradient.abs().max()) for gradient in dense)
+    for one, other in zip(grouped, dense, strict=True):
+        assert torch.allclose(one.double(), other, rtol=1e-3, atol=1e-5 * largest)
 
 
 #: Where one expert gets all of the weight, the router has no gradient.

@@ -128,15 +128,16 @@ def changes(chance: random.Random, seed: int) -> Iterator[dict[str, dict[str, An
     if seed % 2:
         yield {"stack": {"pattern": lambda stack: [*stack["pattern"], *without_experts(stack["pattern"])]}}
     top_k, hidden = chance.choice((2, 3)), chance.choice((12, 19))
-    yield {"mixture_of_experts": {"experts": 5, "top_k": top_k, "hidden": hidden, "balance": 0.03}}
-    yield {"mixture_of_experts": {"normalize": seed % 4 > 1}}
+    yield {"routed": {"experts": 5, "top_k": top_k, "hidden": hidden, "balance": 0.03}}
+    yield {"routed": {"normalize": seed % 4 > 1}}
     activation = chance.choice(ACTIVATIONS)
-    yield {kind: {"activation": activation} for kind in ("feed_forward", "mixture_of_experts")}
+    yield {kind: {"activation": activation} for kind in ("feed_forward", "routed")}
 
 
 def apply(data: Any, change: dict[str, dict[str, Any]], name: str = "transformer") -> Any:
     """`data` with the fields of every part whose kind, or whose name in the spec, is in `change`; the parts of a tuple
-    have the name of the tuple, and attention with a window is `windowed`, its position `windowed position`."""
+    have the name of the tuple, attention with a window is `windowed`, its position `windowed position`, and any mixture
+    of experts is `routed`."""
     if isinstance(data, list | tuple):
         return [apply(item, change, name) for item in data]
     if not isinstance(data, dict):
@@ -145,6 +146,7 @@ def apply(data: Any, change: dict[str, dict[str, Any]], name: str = "transformer
     data = {key: apply(value, change, within + key) for key, value in data.items()}
     kinds = [data.get("kind"), name, "stack" if name in ("encoder", "decoder") else None]
     kinds += ["windowed"] if within else []
+    kinds += ["routed"] if "top_k" in data else []
     for kind in kinds:
         fields = change.get(kind, {}) if kind is not None else {}
         data |= {key: value(data) if callable(value) else value for key, value in fields.items()}
@@ -157,8 +159,7 @@ def without_experts(data: Any) -> Any:
         return [without_experts(item) for item in data]
     if not isinstance(data, dict):
         return data
-    experts = data.get("kind") == "mixture_of_experts"
-    return DENSE if experts else {key: without_experts(value) for key, value in data.items()}
+    return DENSE if "top_k" in data else {key: without_experts(value) for key, value in data.items()}
 
 
 def reference_model(family: Family, spec: Transformer, architecture: str, seed: int, **attributes: Any) -> Any:

@@ -78,7 +78,7 @@ def initialize(model: Transformer, how: spec.Initialization, generator: torch.Ge
 def _draw(
     name: str, parameter: nn.Parameter, how: spec.Initialization, scale: float, generator: torch.Generator
 ) -> None:
-    if parameter.dim() < 2:
+    if parameter.dim() < 2 or name.endswith("bias"):
         parameter.zero_()
         return
     std = how.std if how.std is not None else parameter.shape[-1] ** -0.5
@@ -99,12 +99,14 @@ def load(
     device: torch.device | str = "auto",
     *,
     ignore: Sequence[str] = (),
+    revision: str | None = None,
 ) -> Transformer:
-    """A model from wherever a model is named: a run or Hugging Face directory, a `.gguf` file, or a family's preset
-    (`llama:135m`, fresh weights).
+    """A model from wherever a model is named: a run or Hugging Face directory, a `.gguf` file, a repository on a hub
+    (`org/name`, `org/name/file.gguf`), or a family's preset (`llama:135m`, fresh weights).
 
     In the dtype of the file (float32 for quantised GGUF) unless `dtype` says otherwise; in evaluation mode, gradients
-    on. `ignore` names config attributes or tensors to pass over. Raises `CheckpointError` or `SpecError` naming what
+    on. `ignore` names config attributes or tensors to pass over; `revision` is the repository's branch, tag or commit,
+    which may stand in the reference as well (`org/name@revision`). Raises `CheckpointError` or `SpecError` naming what
     does not fit.
     """
     from anyformer import checkpoints, families
@@ -113,16 +115,16 @@ def load(
     where = best_device() if device == "auto" else torch.device(device)
     reference = os.fspath(reference)
     preset = families.preset(reference)
-    if preset is not None:
+    if preset is not None and revision is None:
         model = build(preset, dtype=chosen or torch.float32, device=where)
         model.family = reference.split(":")[0]
         model.generation = dict(families.named(model.family).generation)
         return model.eval()
-    checkpoint = checkpoints.open(reference, ignore=ignore)
+    checkpoint = checkpoints.open(reference, ignore=ignore, revision=revision)
     model = unfilled(checkpoint.spec, chosen or checkpoint.dtype, where)
     fill(model, checkpoint.tensors)
     model.tokenizer, model.generation = checkpoint.tokenizer, dict(checkpoint.generation)
-    model.family, model.carried = checkpoint.family, checkpoint.carried
+    model.family, model.carried, model.origin = checkpoint.family, checkpoint.carried, checkpoint.origin
     return model.eval()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,22 +14,36 @@ from anyformer.parts.context import Context
 from anyformer.parts.feedforward import ACTIVATIONS, FeedForward
 from anyformer.parts.linear import Linear
 
+#: A product of each token with a matrix of its expert: (x, weight [E, out, in], bias [E, out] or None).
+Multiply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
 
 class Experts(nn.Module):
     """y = Σ_k w_k · expert_k(x) over each token's `top_k` of E experts (Shazeer et al. 2017, eq. 2).
 
     Tokens are sorted by expert, so that each matrix is multiplied once with all of its tokens (grouped products), not
     once a token. The weights of all experts are one parameter a matrix: gate and up [E, F, D], down [E, D, F].
+
+    A family's own mixture is a subclass, built from its own `spec.RoutedExperts`: another `route`, or another
+    `activate`, and whatever parameters its `shapes` name besides.
     """
 
-    def __init__(self, experts: spec.MixtureOfExperts, dim: int) -> None:
+    gate: nn.Parameter | None
+    gate_bias: nn.Parameter | None
+    up: nn.Parameter
+    up_bias: nn.Parameter | None
+    down: nn.Parameter
+    down_bias: nn.Parameter | None
+
+    def __init__(self, experts: spec.RoutedExperts, dim: int) -> None:
         super().__init__()
-        E, F_ = experts.experts, experts.hidden
-        self.experts, self.top_k, self.normalize, self.balance = E, experts.top_k, experts.normalize, experts.balance
-        self.router = Linear(dim, E, bias=False)
-        self.gate = nn.Parameter(torch.empty(E, F_, dim)) if experts.gated else None
-        self.up = nn.Parameter(torch.empty(E, F_, dim))
-        self.down = nn.Parameter(torch.empty(E, dim, F_))
+        self.experts, self.top_k = experts.experts, experts.top_k
+        self.normalize, self.balance = experts.normalize, experts.balance
+        shapes = experts.shapes(dim)
+        self.router = Linear(dim, self.experts, bias="router.bias" in shapes)
+        own = [name for name in shapes if "." not in name]
+        for name in dict.fromkeys((*experts.STACKED, *own)):
+            self.register_parameter(name, nn.Parameter(torch.empty(shapes[name])) if name in shapes else None)
         self.activation = ACTIVATIONS[experts.activation]
         self.shared: FeedForward | None = None
         self.shared_gate: nn.Linear | None = None
@@ -38,10 +54,7 @@ class Experts(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
         x_ND = x_BTD.flatten(0, -2)
-        shares_NE = self.router(x_ND).softmax(-1, dtype=torch.promote_types(x_ND.dtype, torch.float32))
-        weight_NK, chosen_NK = shares_NE.topk(self.top_k, -1)
-        if self.normalize:
-            weight_NK = weight_NK / weight_NK.sum(-1, keepdim=True)
+        shares_NE, weight_NK, chosen_NK = self.route(x_ND)
         if self.balance and self.training:
             context.auxiliary.append(self.balance * self.balance_loss(shares_NE, chosen_NK, context.queries.valid))
         grouped = self.groupable(x_ND)
@@ -50,6 +63,25 @@ class Experts(nn.Module):
             extra = self.shared(x_ND, context)
             out_ND = out_ND + (extra if self.shared_gate is None else extra * self.shared_gate(x_ND).sigmoid())
         return out_ND.view_as(x_BTD)
+
+    def route(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Every expert's share of each token [N, E], the weights of the chosen ones [N, K] and which they are [N, K];
+        shares and weights in float32 at least."""
+        shares_NE = self.router(x_ND).softmax(-1, dtype=torch.promote_types(x_ND.dtype, torch.float32))
+        weight_NK, chosen_NK = shares_NE.topk(self.top_k, -1)
+        if self.normalize:
+            weight_NK = weight_NK / weight_NK.sum(-1, keepdim=True)
+        return shares_NE, weight_NK, chosen_NK
+
+    def activate(self, up: Tensor, gate: Tensor | None) -> Tensor:
+        """What an expert makes, between its matrices, of the products with `up` and `gate`, [..., F]."""
+        return self.activation(up) if gate is None else self.activation(gate) * up
+
+    def feed_forward(self, x: Tensor, multiply: Multiply) -> Tensor:
+        """Every expert's own feed-forward, [..., D] -> [..., D], however its matrices are multiplied."""
+        gate = None if self.gate is None else multiply(x, self.gate, self.gate_bias)
+        up = multiply(x, self.up, self.up_bias)
+        return multiply(self.activate(up, gate), self.down, self.down_bias)
 
     def groupable(self, x: Tensor) -> bool:
         """Whether grouped products can serve: they take no float64, and rows of whole 16 bytes only."""
@@ -61,25 +93,25 @@ class Experts(nn.Module):
         expert, order = chosen_NK.flatten().sort(stable=True)
         token = order // self.top_k
         ends = torch.searchsorted(expert, torch.arange(self.experts, device=x_ND.device), right=True).int()
-        x = x_ND[token]
-        hidden = F.grouped_mm(x, self.up.transpose(-1, -2), offs=ends)
-        if self.gate is None:
-            hidden = self.activation(hidden)
-        else:
-            hidden = self.activation(F.grouped_mm(x, self.gate.transpose(-1, -2), offs=ends)) * hidden
-        out = F.grouped_mm(hidden, self.down.transpose(-1, -2), offs=ends) * weight_NK.flatten()[order, None]
+
+        def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            product = F.grouped_mm(x, weight.transpose(-1, -2), offs=ends)
+            return product if bias is None else product + bias[expert]
+
+        out = self.feed_forward(x_ND[token], multiply) * weight_NK.flatten()[order, None]
         return torch.zeros_like(x_ND).index_add(0, token, out)
 
     def every(self, x_ND: Tensor, weight_NK: Tensor, chosen_NK: Tensor) -> Tensor:
         """The reference: every expert on every token, weighted by zero where it was not chosen. Any dtype and width."""
         weight_NE = torch.zeros(len(x_ND), self.experts, dtype=x_ND.dtype, device=x_ND.device)
         weight_NE = weight_NE.scatter(1, chosen_NK, weight_NK)
-        hidden = torch.einsum("nd,efd->nef", x_ND, self.up)
-        if self.gate is None:
-            hidden = self.activation(hidden)
-        else:
-            hidden = self.activation(torch.einsum("nd,efd->nef", x_ND, self.gate)) * hidden
-        return torch.einsum("nef,edf,ne->nd", hidden, self.down, weight_NE)
+
+        def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            product = x @ weight.transpose(-1, -2)
+            return product if bias is None else product + bias[:, None]
+
+        out_END = self.feed_forward(x_ND.expand(self.experts, -1, -1), multiply)
+        return torch.einsum("end,ne->nd", out_END, weight_NE)
 
     def balance_loss(self, shares_NE: Tensor, chosen_NK: Tensor, valid: Tensor | None) -> Tensor:
         """E · Σ_e f_e · P_e (Fedus et al. 2022, eq. 4 to 6): f the fraction of choices that fell on an expert, P its

@@ -19,7 +19,6 @@ from anyformer.spec import (
     Learned,
     MaskedLanguageModelHead,
     Mixer,
-    MixtureOfExperts,
     SequenceClassificationHead,
     TokenClassificationHead,
     Transformer,
@@ -69,16 +68,7 @@ def _part(name: str) -> str:
 def _idle(block: Block, dim: int) -> int:
     """How many numbers of a layer a token does not meet."""
     mixers = [branch.mixer for branch in block.branches]
-    return sum(
-        prod(shape) - used(mixer, shape) for mixer in mixers for shape in mixer.shapes(dim).values() if len(shape) == 3
-    )
-
-
-def used(mixer: Mixer, shape: tuple[int, ...]) -> int:
-    """How many numbers of a mixer's parameter one token meets: of weights [E, .., ..] those of `top_k` experts."""
-    if isinstance(mixer, MixtureOfExperts) and len(shape) == 3:
-        return prod(shape) * mixer.top_k // mixer.experts
-    return prod(shape)
+    return sum(sum(mixer.parameters(dim).values()) - sum(mixer.active(dim).values()) for mixer in mixers)
 
 
 def forward_flops(
@@ -114,10 +104,12 @@ def forward_flops(
 def _matrix_flops(mixer: Mixer, dim: int, spec: Transformer, tokens: int, source: int) -> int:
     """FLOPs of a mixer's matrices: those of keys and values of cross-attention read the source."""
     flops = 0
-    for name, shape in mixer.shapes(dim, spec.encoder.dim if spec.encoder is not None else None).items():
+    source_dim = spec.encoder.dim if spec.encoder is not None else None
+    active = mixer.active(dim, source_dim)
+    for name, shape in mixer.shapes(dim, source_dim).items():
         crosses = isinstance(mixer, Attention) and mixer.source == "cross" and name in ("key.weight", "value.weight")
-        if len(shape) > 1 and not name.startswith("relative"):
-            flops += 2 * used(mixer, shape) * (source if crosses else tokens)
+        if len(shape) > 1 and not name.startswith("relative") and not name.endswith("bias"):
+            flops += 2 * active[name] * (source if crosses else tokens)
     return flops
 
 

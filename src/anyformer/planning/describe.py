@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -23,10 +24,10 @@ from anyformer.spec import (
     Learned,
     MaskedLanguageModelHead,
     Mixer,
-    MixtureOfExperts,
     Norm,
     RelativeBuckets,
     Rotary,
+    RoutedExperts,
     SequenceClassificationHead,
     Stack,
     TokenClassificationHead,
@@ -219,7 +220,7 @@ def _labels(kinds: Sequence[Block]) -> dict[Block, str]:
     if len(kinds) == 1:
         return {kinds[0]: ""}
     windows = [any(getattr(branch.mixer, "window", None) for branch in block.branches) for block in kinds]
-    mixtures = [any(isinstance(branch.mixer, MixtureOfExperts) for branch in block.branches) for block in kinds]
+    mixtures = [any(isinstance(branch.mixer, RoutedExperts) for branch in block.branches) for block in kinds]
     reach = ["local" if window else "global" for window in windows] if len(set(windows)) > 1 else [""] * len(kinds)
     width = ["experts" if mixes else "dense" for mixes in mixtures] if len(set(mixtures)) > 1 else [""] * len(kinds)
     names = [" ".join(filter(None, pair)) for pair in zip(reach, width)]
@@ -266,9 +267,11 @@ def _branch(branch: Branch, stack: Stack, source_dim: int | None) -> Node:
 def _parts(named: dict[str, tuple[int, ...]]) -> list[tuple[str, int | None]]:
     """A line for each part of a mixer: its shape (from the input to the output), and its numbers, bias included."""
     lines: list[tuple[str, int | None]] = []
-    for part, group in groupby(named.items(), lambda item: item[0].removesuffix(".weight").removesuffix(".bias")):
-        shapes_of = dict(group)
-        first, *rest = shapes_of.values()
+    parts: dict[str, list[tuple[int, ...]]] = {}
+    for name, shape in named.items():
+        parts.setdefault(re.sub(r"[._](weight|bias)$", "", name), []).append(shape)
+    for part, held in parts.items():
+        first, *rest = held
         match first:
             case (outputs, inputs):
                 shape = f"{inputs:,} → {outputs:,}"
@@ -277,7 +280,7 @@ def _parts(named: dict[str, tuple[int, ...]]) -> list[tuple[str, int | None]]:
             case _:
                 shape = " × ".join(f"{size:,}" for size in first)
         shape += " + bias" if rest else ""
-        lines.append((f"{part:<14} {shape}", sum(prod(shape) for shape in shapes_of.values())))
+        lines.append((f"{part:<14} {shape}", sum(map(prod, held))))
     return lines
 
 
@@ -287,11 +290,12 @@ def _facts(mixer: Mixer, stack: Stack) -> list[str]:
             return list(_attention_facts(mixer, stack))
         case FeedForward():
             return [_activation(mixer), *([f"dropout {mixer.dropout:g} inside"] if mixer.dropout else [])]
-        case MixtureOfExperts():
+        case RoutedExperts():
             facts = [f"the best {mixer.top_k} of {mixer.experts} experts", _activation(mixer)]
             facts += ["weights sum to 1"] if mixer.normalize else []
             facts += [f"balance loss × {mixer.balance:g}"] if mixer.balance else []
-            return facts
+            own = mixer.model_dump(exclude=set(RoutedExperts.model_fields))
+            return facts + [f"{_words(name)} {value}" for name, value in own.items()]
         case _:
             plain = mixer.model_dump(exclude={"kind"}, exclude_defaults=True)
             return [mixer.kind, *(f"{_words(name)} {value}" for name, value in plain.items())]
@@ -349,7 +353,7 @@ def _buckets(relative: RelativeBuckets) -> str:
     return f"{relative.buckets} buckets up to {relative.max_distance}, {way}"
 
 
-def _activation(mixer: FeedForward | MixtureOfExperts) -> str:
+def _activation(mixer: FeedForward | RoutedExperts) -> str:
     names = {"silu": "SwiGLU", "gelu": "GEGLU", "gelu_tanh": "GEGLU (tanh)", "relu": "ReGLU", "sigmoid": "GLU"}
     plain = {"silu": "SiLU", "gelu": "GELU", "gelu_tanh": "GELU (tanh)", "relu": "ReLU"}
     return (names if mixer.gated else plain).get(mixer.activation, f"{'gated ' * mixer.gated}{mixer.activation}")

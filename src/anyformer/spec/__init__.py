@@ -1,6 +1,14 @@
 """What a Transformer *is*, as plain data: frozen, strict, exact through JSON. Imports no torch."""
 
-from anyformer.spec.mixers import Attention, FeedForward, Mixer, MixtureOfExperts, Norm, register_mixer
+from anyformer.spec.mixers import (
+    Attention,
+    FeedForward,
+    Mixer,
+    MixtureOfExperts,
+    Norm,
+    RoutedExperts,
+    register_mixer,
+)
 from anyformer.spec.positions import (
     Alibi,
     DynamicScaling,
@@ -50,6 +58,7 @@ __all__ = [
     "Norm",
     "RelativeBuckets",
     "Rotary",
+    "RoutedExperts",
     "SequenceClassificationHead",
     "Sinusoidal",
     "Stack",

@@ -72,6 +72,10 @@ class Mixer(Part, frozen=True):
         """How many numbers each parameter holds, by its name in the module."""
         return {name: prod(shape) for name, shape in self.shapes(dim).items()}
 
+    def active(self, dim: int, source_dim: int | None = None) -> dict[str, int]:
+        """How many of those one token meets."""
+        return {name: prod(shape) for name, shape in self.shapes(dim, source_dim).items()}
+
 
 class Attention(Mixer, frozen=True):
     """Scaled dot-product attention (Vaswani et al. 2017, eq. 1) in every form in use.
@@ -174,9 +178,9 @@ class FeedForward(Mixer, frozen=True):
         return shapes | linear_shapes("down", dim, self.hidden, self.bias)
 
 
-class MixtureOfExperts(Mixer, frozen=True):
+class RoutedExperts(Mixer, frozen=True):
     """A router sends each token to `top_k` of `experts` feed-forwards and sums them by weight (Shazeer et al. 2017,
-    eq. 2; Mixtral, Jiang et al. 2024).
+    eq. 2). What all mixtures have; a family with routing or experts of its own subclasses this in its file.
 
     - `normalize`: the chosen weights are made to sum to one.
     - `shared_hidden`: the width of an expert that every token passes through besides (DeepSeekMoE); with `shared_gate`
@@ -184,7 +188,6 @@ class MixtureOfExperts(Mixer, frozen=True):
     - `balance`: coefficient of the load-balancing loss (Switch Transformer, eq. 4 to 6), padding left out.
     """
 
-    kind: Literal["mixture_of_experts"] = "mixture_of_experts"
     experts: PositiveInt
     top_k: PositiveInt
     hidden: PositiveInt
@@ -196,9 +199,11 @@ class MixtureOfExperts(Mixer, frozen=True):
     balance: NonNegativeFloat = 0.0
 
     role: ClassVar[str] = "experts"
+    #: The parameters that hold something for each expert, along their first dimension, where there are any so called.
+    STACKED: ClassVar[tuple[str, ...]] = ("gate", "gate_bias", "up", "up_bias", "down", "down_bias")
 
     @model_validator(mode="after")
-    def _fits(self) -> MixtureOfExperts:
+    def _fits(self) -> RoutedExperts:
         if self.top_k > self.experts:
             raise ValueError(f"top_k={self.top_k} is more than experts={self.experts}")
         if self.shared_gate and self.shared_hidden is None:
@@ -216,6 +221,18 @@ class MixtureOfExperts(Mixer, frozen=True):
         if self.shared_gate:
             shapes["shared_gate.weight"] = (1, dim)
         return shapes
+
+    def active(self, dim: int, source_dim: int | None = None) -> dict[str, int]:
+        numbers = self.parameters(dim)
+        chosen = {name: numbers[name] * self.top_k // self.experts for name in self.STACKED if name in numbers}
+        return numbers | chosen
+
+
+class MixtureOfExperts(RoutedExperts, frozen=True):
+    """Shares are a softmax over all experts, of which the best `top_k` count; experts have no biases (Mixtral, Jiang
+    et al. 2024)."""
+
+    kind: Literal["mixture_of_experts"] = "mixture_of_experts"
 
 
 def linear_shapes(name: str, outputs: int, inputs: int, bias: bool) -> dict[str, tuple[int, ...]]:
@@ -264,6 +281,7 @@ __all__ = [
     "MixtureOfExperts",
     "Norm",
     "Probability",
+    "RoutedExperts",
     "linear_shapes",
     "norm_shapes",
     "register_mixer",

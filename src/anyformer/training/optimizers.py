@@ -14,8 +14,9 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     Every parameter of the model that learns stands in exactly one group, tied ones included.
     """
     learning = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    matrices = [parameter for _, parameter in learning if parameter.ndim >= 2]
-    vectors = [parameter for _, parameter in learning if parameter.ndim < 2]
+    # The biases of a mixture's experts lie side by side and are no matrix.
+    vectors = [parameter for name, parameter in learning if parameter.ndim < 2 or name.endswith("bias")]
+    matrices = [parameter for name, parameter in learning if parameter.ndim >= 2 and not name.endswith("bias")]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     assert_each_once(model, groups)
     return [group for group in groups if group["params"]]
