@@ -14,7 +14,7 @@ from anyformer import families, model, planning, spec
 from anyformer.errors import SpecError
 from anyformer.parts import kernels, masks
 from anyformer.parts.attention import attention_mask
-from anyformer.planning.counts import default_context, pairs
+from anyformer.planning.counts import default_context
 
 VOCABULARY = 48
 NORMS = st.sampled_from([spec.Norm(kind="rms"), spec.Norm(kind="layer", bias=True), spec.Norm(kind="layer")])
@@ -215,8 +215,8 @@ def test_pairs_are_those_the_mask_allows(
     attention = spec.Attention(heads=1, kv_heads=1, head_dim=2, visibility=visibility, window=window)
     queries, keys = masks.Tokens(tokens, start=cached), masks.Tokens(cached + tokens, start=0)
     allowed = attention_mask(visibility, window).allows(queries, keys)
-    assert pairs(attention, tokens, cached) == int(allowed.sum())
-    assert pairs(attention, tokens, cached, dense=True) == allowed.numel()
+    assert attention.pairs(tokens, cached) == int(allowed.sum())
+    assert attention.pairs(tokens, cached, dense=True) == allowed.numel()
 
 
 @settings(max_examples=25)

@@ -107,11 +107,13 @@ def presets() -> Rows:
 
 def parts() -> Rows:
     """Each part that a spec can name, with the first sentence of what it says of itself; then what parts choose of."""
-    from anyformer import spec
+    from anyformer import families, spec
     from anyformer.spec import mixers, positions, transformer
 
+    families.registered()  # some have mixers of their own
+
     kinds = {
-        "mixer": spec.Mixer.__subclasses__(),
+        "mixer": mixers.registered_mixers(),
         "position in attention": _members(positions.AttentionPosition),
         "rotary scaling": _members(positions.RotaryScaling),
         "position in embeddings": _members(positions.EmbeddingPosition),

@@ -13,7 +13,6 @@ from math import prod
 from anyformer.errors import SpecError
 from anyformer.planning.shapes import shapes
 from anyformer.spec import (
-    Attention,
     Block,
     LanguageModelHead,
     Learned,
@@ -86,59 +85,25 @@ def forward_flops(
     attention) and `head`. A prefix mask is counted without a prefix.
     """
     source = tokens if source is None else source
+    source_dim = spec.encoder.dim if spec.encoder is not None else None
     flops: Counter[str] = Counter()
     for name, stack in spec.stacks().items():
         encodes = name == "encoder" and spec.decoder is not None
         if encodes and cached:
             continue
         length = source if encodes else tokens
-        crossing = 0 if cached else source
         for block in stack.layers():
             for mixer in (branch.mixer for branch in block.branches):
-                flops[mixer.name] += _matrix_flops(mixer, stack.dim, spec, length, crossing)
-                flops["scores"] += pairs(mixer, length, cached, source, dense) * _pair_flops(mixer)
+                flops[mixer.name] += _matrix_flops(mixer, stack.dim, source_dim, length, cached, source)
+                flops["scores"] += mixer.score_flops(length, cached, source, dense)
     flops["head"] += _head_flops(spec, tokens)
     return dict(flops)
 
 
-def _matrix_flops(mixer: Mixer, dim: int, spec: Transformer, tokens: int, source: int) -> int:
-    """FLOPs of a mixer's matrices: those of keys and values of cross-attention read the source."""
-    flops = 0
-    source_dim = spec.encoder.dim if spec.encoder is not None else None
+def _matrix_flops(mixer: Mixer, dim: int, source_dim: int | None, tokens: int, cached: int, source: int) -> int:
     active = mixer.active(dim, source_dim)
-    for name, shape in mixer.shapes(dim, source_dim).items():
-        crosses = isinstance(mixer, Attention) and mixer.source == "cross" and name in ("key.weight", "value.weight")
-        if len(shape) > 1 and not name.startswith("relative") and not name.endswith("bias"):
-            flops += 2 * active[name] * (source if crosses else tokens)
-    return flops
-
-
-def _pair_flops(mixer: Mixer) -> int:
-    """FLOPs for each query and key that meet: their product, and the share of the value, in every head."""
-    return 4 * mixer.heads * mixer.head_dim if isinstance(mixer, Attention) else 0
-
-
-def pairs(mixer: Mixer, tokens: int, cached: int = 0, source: int = 0, dense: bool = False) -> int:
-    """How many (query, key) pairs of `tokens` queries may see each other, after `cached` tokens; with `dense`, how many
-    pairs there are."""
-    if not isinstance(mixer, Attention):
-        return 0
-    if mixer.source == "cross":
-        return tokens * source
-    everything = cached + tokens
-    if dense:
-        return tokens * everything
-    left, right = mixer.window or (None, None)
-    right = 1 if mixer.visibility != "full" else right
-    behind = _climb(everything, left) - _climb(cached, left)
-    ahead = _climb(tokens, right) - tokens
-    return behind + ahead
-
-
-def _climb(tokens: int, most: int | None) -> int:
-    """1 + 2 + 3 ... of so many terms, none above `most`."""
-    rising = tokens if most is None else min(tokens, most)
-    return rising * (rising + 1) // 2 + (tokens - rising) * rising
+    matrices = [name for name, shape in mixer.shapes(dim, source_dim).items() if len(shape) > 1 and name[-4:] != "bias"]
+    return sum(2 * active[name] * mixer.rows(name, tokens, cached, source) for name in matrices)
 
 
 def _head_flops(spec: Transformer, tokens: int) -> int:
@@ -168,15 +133,7 @@ def kv_bytes(spec: Transformer, tokens: int, *, source: int | None = None, dtype
     """
     layers = spec.decoder.layers() if spec.decoder is not None else []
     mixers = [branch.mixer for block in layers for branch in block.branches]
-    return size_of(dtype) * sum(_kept(mixer, tokens, tokens if source is None else source) for mixer in mixers)
-
-
-def _kept(mixer: Mixer, tokens: int, source: int) -> int:
-    if not isinstance(mixer, Attention):
-        return 0
-    horizon = mixer.window[0] if mixer.window is not None else None
-    kept = source if mixer.source == "cross" else tokens if horizon is None else min(tokens, horizon)
-    return 2 * mixer.kv_heads * mixer.head_dim * kept
+    return size_of(dtype) * sum(mixer.kept(tokens, tokens if source is None else source) for mixer in mixers)
 
 
 def size_of(dtype: str) -> int:

@@ -76,6 +76,20 @@ class Mixer(Part, frozen=True):
         """How many of those one token meets."""
         return {name: prod(shape) for name, shape in self.shapes(dim, source_dim).items()}
 
+    def rows(self, parameter: str, tokens: int, cached: int = 0, source: int = 0) -> int:
+        """How many rows a matrix is multiplied with when so many tokens pass after `cached` ones, over a `source` of so
+        many; 0 for a table, whose rows are looked up."""
+        return tokens
+
+    def score_flops(self, tokens: int, cached: int = 0, source: int = 0, dense: bool = False) -> int:
+        """FLOPs of scores and of values weighted by them, for the pairs of query and key that see each other; with
+        `dense`, for all pairs. 0 for what does not attend."""
+        return 0
+
+    def kept(self, tokens: int, source: int = 0) -> int:
+        """How many numbers a cache keeps of `tokens` tokens, and of a `source` of so many."""
+        return 0
+
 
 class Attention(Mixer, frozen=True):
     """Scaled dot-product attention (Vaswani et al. 2017, eq. 1) in every form in use.
@@ -158,6 +172,28 @@ class Attention(Mixer, frozen=True):
             shapes["relative.weight"] = (self.position.buckets, self.heads)
         return shapes
 
+    def rows(self, parameter: str, tokens: int, cached: int = 0, source: int = 0) -> int:
+        if self.source == "cross" and parameter in ("key.weight", "value.weight"):
+            return 0 if cached else source
+        return 0 if parameter == "relative.weight" else tokens
+
+    def pairs(self, tokens: int, cached: int = 0, source: int = 0, dense: bool = False) -> int:
+        """How many (query, key) pairs may see each other; with `dense`, how many there are."""
+        if self.source == "cross":
+            return tokens * source
+        if dense:
+            return tokens * (cached + tokens)
+        left, right = self.window or (None, None)
+        return visible_pairs(tokens, cached, left, right if self.visibility == "full" else 1)
+
+    def score_flops(self, tokens: int, cached: int = 0, source: int = 0, dense: bool = False) -> int:
+        return 4 * self.heads * self.head_dim * self.pairs(tokens, cached, source, dense)
+
+    def kept(self, tokens: int, source: int = 0) -> int:
+        horizon = self.window[0] if self.window is not None else None
+        seen = source if self.source == "cross" else tokens if horizon is None else min(tokens, horizon)
+        return 2 * self.kv_heads * self.head_dim * seen
+
 
 class FeedForward(Mixer, frozen=True):
     """Two matrices with an activation between (Vaswani et al. 2017, eq. 2), or the gated form of three
@@ -235,6 +271,19 @@ class MixtureOfExperts(RoutedExperts, frozen=True):
     kind: Literal["mixture_of_experts"] = "mixture_of_experts"
 
 
+def visible_pairs(tokens: int, cached: int = 0, left: int | None = None, right: int | None = 1) -> int:
+    """How many pairs of a query, of `tokens`, and a key, of those and the `cached` before them, see each other: a query
+    `left` keys back and `right` ahead, itself included on either side; None leaves a side open."""
+
+    def climb(length: int, most: int | None) -> int:
+        """1 + 2 + 3 ... of so many terms, none above `most`."""
+        rising = length if most is None else min(length, most)
+        return rising * (rising + 1) // 2 + (length - rising) * rising
+
+    behind = climb(cached + tokens, left) - climb(cached, left)
+    return behind + climb(tokens, right) - tokens
+
+
 def linear_shapes(name: str, outputs: int, inputs: int, bias: bool) -> dict[str, tuple[int, ...]]:
     """The shapes of a linear's parameters, [out, in] as torch keeps them."""
     weight: dict[str, tuple[int, ...]] = {f"{name}.weight": (outputs, inputs)}
@@ -258,6 +307,11 @@ def register_mixer(mixer: type[Mixer]) -> type[Mixer]:
     """Make a family's own mixer readable from specs by its `kind`. Usable as a decorator."""
     _MIXERS[mixer.model_fields["kind"].default] = mixer
     return mixer
+
+
+def registered_mixers() -> tuple[type[Mixer], ...]:
+    """Every kind of mixer that a spec can name: those of the house and those that families have registered."""
+    return tuple(_MIXERS.values())
 
 
 def _by_kind(data: Any) -> Any:
@@ -285,4 +339,6 @@ __all__ = [
     "linear_shapes",
     "norm_shapes",
     "register_mixer",
+    "registered_mixers",
+    "visible_pairs",
 ]
