@@ -142,7 +142,10 @@ def test_llama3_scaling_of_a_gguf_file(tmp_path: Path, factor: float) -> None:
     [
         ("llama.mystery", 3, r"no such attribute is known: 'llama.mystery' \(ignore=\['llama.mystery'\]"),
         ("llama.expert_count", 8, "llama.expert_count is 8; only 0 is understood"),
-        ("llama.rope.scaling.type", "yarn", r"llama.rope.scaling.type is \"yarn\"; only \"none\""),
+        ("llama.rope.scaling.type", "dynamic", "llama.rope.scaling.type is 'dynamic', of which"),
+        ("llama.attention.value_length", 16, "llama.attention.value_length is 16; only 32 is understood"),
+        ("llama.attention.clamp_kqv", 8.0, "llama.attention.clamp_kqv is 8.0; only 0.0 is understood"),
+        ("llama.expert_gating_func", 2, "llama.expert_gating_func is 2; only 1 is understood"),
     ],
 )
 def test_metadata_of_another_model(tmp_path: Path, key: str, value: Any, message: str) -> None:

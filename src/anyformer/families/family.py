@@ -35,17 +35,33 @@ class GgufSource:
     values: Callable[[str], list[float]]
 
 
+def _nothing(_: Any) -> dict[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Gguf:
-    """How a family stands in GGUF files of one `architecture`.
+    """How a family stands in GGUF files of one `architecture`; `families.gguf` reads and writes by it.
 
-    `read` gives the config.json attributes that the file's metadata amount to; `tensors` is the table of its names.
-    A file whose metadata hold every key of `requires` prefers this family to one that requires less.
+    - `keys`: the attributes of config.json and the metadata key that holds each, under the architecture's own prefix.
+    - `tensors`: the table of its names.
+    - `present`: attributes that are true where a file has the tensor; `fixed`: attributes that no file says.
+    - `read` and `write`: attributes that are more than one key's value, and keys that no part of a spec tells alone.
+    - `assumed`: what a key means where a file is silent; `ignored`: keys that change nothing, with the reason.
+    - `scalings`: the kinds of rotary scaling that its files can say.
+    - `requires`: a file whose metadata hold every one of these keys prefers this family to one that requires less.
     """
 
     architecture: str
-    read: Callable[[GgufSource], dict[str, Any]]
+    keys: Mapping[str, str]
     tensors: Callable[[Transformer], Table]
+    present: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    read: Callable[[GgufSource], dict[str, Any]] = _nothing
+    write: Callable[[Transformer], dict[str, Any]] = _nothing
+    assumed: Mapping[str, Any] = field(default_factory=dict)
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    scalings: tuple[str, ...] = ("linear", "yarn")
     requires: tuple[str, ...] = ()
 
 
