@@ -306,7 +306,7 @@ HEAD = {"kind": "language_model"}
         (
             spec.Branch,
             {"mixer": {}, "norm": None},
-            "no mixer is of kind None; known kinds: attention, feed_forward, mix",
+            "no mixer is of kind None; known kinds: attention, ",
         ),
         (spec.Block, {"branches": []}, "wrong at 'branches'"),
         (

@@ -130,6 +130,7 @@ def changes(chance: random.Random, seed: int) -> Iterator[dict[str, dict[str, An
     top_k, hidden = chance.choice((2, 3)), chance.choice((12, 19))
     yield {"routed": {"experts": 5, "top_k": top_k, "hidden": hidden, "balance": 0.03}}
     yield {"routed": {"normalize": seed % 4 > 1}}
+    yield {"routed": {"limit": 0.4, "gain": 1.3}}
     activation = chance.choice(ACTIVATIONS)
     yield {kind: {"activation": activation} for kind in ("feed_forward", "routed")}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import SerializeAsAny as _AsAny
 from pydantic import model_validator
@@ -296,6 +296,8 @@ def norm_shapes(name: str, norm: Norm | None, dim: int) -> dict[str, tuple[int, 
     return {f"{name}.{part}": (dim,) for part, present in has.items() if present}
 
 
+M = TypeVar("M", bound=Mixer)
+
 _MIXERS: dict[str, type[Mixer]] = {
     "attention": Attention,
     "feed_forward": FeedForward,
@@ -303,7 +305,7 @@ _MIXERS: dict[str, type[Mixer]] = {
 }
 
 
-def register_mixer(mixer: type[Mixer]) -> type[Mixer]:
+def register_mixer(mixer: type[M]) -> type[M]:
     """Make a family's own mixer readable from specs by its `kind`. Usable as a decorator."""
     _MIXERS[mixer.model_fields["kind"].default] = mixer
     return mixer
