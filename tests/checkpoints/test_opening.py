@@ -205,22 +205,15 @@ def test_numbers_of_single_precision_are_read_as_they_were_meant(tmp_path: Path)
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("org/name", r"no 'org/name' on this machine, and names on the hub.*hf download org/name"),
         ("lama:tiny", r"no file 'lama:tiny', and no family of its name: .*bert.*llama"),
-        ("/no/such/place", "there is no file or directory '/no/such/place'"),
+        ("/no/such/place", r"there is no file or directory '/no/such/place' \(a model on a hub is named org/name\)"),
         ("./nothing", "there is no file or directory './nothing'"),
     ],
 )
 def test_nothing_there(reference: str, message: str) -> None:
-    """What is not there is told apart: a hub name, a preset misspelled, a path."""
+    """What is not there is told apart: a preset misspelled, a path."""
     with pytest.raises(CheckpointError, match=message):
         checkpoints.open(reference)
-
-
-def test_revisions_are_the_hub_s(tmp_path: Path) -> None:
-    """A revision of what lies on the disk makes no sense."""
-    with pytest.raises(CheckpointError, match="a revision is chosen from a hub"):
-        checkpoints.open(tmp_path, revision="main")
 
 
 MINILM = find_spec("all_minilm_l6_v2")

@@ -55,7 +55,6 @@ def test_version(anyformer: Callable) -> None:
     [
         (("inspect", "nowhere"), "there is no file or directory 'nowhere'"),
         (("inspect", "llama:9t"), "llama has no size '9t'; there are tiny, "),
-        (("inspect", "org/name"), "names on the hub are not loaded yet"),
         (("generate", "llama:tiny", "x", "--device", "abacus"), "there is no device 'abacus' here"),
         (("generate", "llama:tiny", "x", "--top-p", "0"), "'top_p'"),
         (("evaluate", "llama:tiny", "nowhere.txt"), "nothing found at 'nowhere.txt'"),

@@ -2,6 +2,6 @@
 
 from anyformer.checkpoints.checkpoint import Carried, Checkpoint
 from anyformer.checkpoints.directory import expressible, write
-from anyformer.checkpoints.opening import open
+from anyformer.checkpoints.opening import fetch, open
 
-__all__ = ["Carried", "Checkpoint", "expressible", "open", "write"]
+__all__ = ["Carried", "Checkpoint", "expressible", "fetch", "open", "write"]

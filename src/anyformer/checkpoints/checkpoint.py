@@ -33,7 +33,8 @@ class Checkpoint:
     """A spec and its tensors under our names, each mapped from the file when it is asked for.
 
     `family` is the name of the format it came in, if any; `generation` the defaults of decoding and the ids of special
-    tokens, by the names that generation_config.json gives them; `dtype` the type of most of its numbers.
+    tokens, by the names that generation_config.json gives them; `dtype` the type of most of its numbers; `origin` where
+    it was read: a path, or `org/name@commit`.
     """
 
     spec: Transformer
@@ -43,3 +44,4 @@ class Checkpoint:
     tokenizer: Tokenizer | None
     carried: Carried
     dtype: torch.dtype
+    origin: str = ""

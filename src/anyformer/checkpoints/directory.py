@@ -35,6 +35,8 @@ TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt"),
     *("vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
 )
+#: Patterns of all that says what a model is: what is fetched of a repository before its weights.
+DESCRIPTIONS = (CONFIG, SPEC, GENERATION_CONFIG, INDEX, pooling.MODULES, *pooling.BESIDE, "[0-9]*/config.json")
 #: 5 GB, transformers' largest file.
 SHARD_BYTES = 5_000_000_000
 

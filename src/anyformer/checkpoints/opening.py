@@ -1,32 +1,82 @@
-"""Opening whatever a reference names: a directory or a GGUF file."""
+"""Opening whatever a reference names: a directory, a GGUF file, or a repository on a hub."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
+from anyformer.checkpoints import hub
 from anyformer.checkpoints.checkpoint import Checkpoint
-from anyformer.checkpoints.directory import open_directory
+from anyformer.checkpoints.directory import CONFIG, DESCRIPTIONS, SPEC, open_directory
 from anyformer.checkpoints.gguf_reading import open_gguf
-from anyformer.checkpoints.weights import PICKLED, pickle_refusal
+from anyformer.checkpoints.weights import PICKLED, pickle_refusal, read_json
 from anyformer.errors import CheckpointError
 from anyformer.families import registry
 
 
 def open(reference: str | Path, *, ignore: Iterable[str] = (), revision: str | None = None) -> Checkpoint:
-    """Read what a checkpoint is: a run directory, a Hugging Face directory, or a .gguf file.
+    """Read what a checkpoint is: a run directory, a Hugging Face directory, a .gguf file, or a repository on a hub
+    (`org/name`, `org/name@revision`, `org/name/file.gguf`), which is fetched first where the cache lacks it.
 
     Headers are read and checked against each other; weights stay on the disk until they are asked for. `ignore` names
     config attributes that are to count as absent, and tensors (`*` for any text) that may be left over. Raises
     `CheckpointError` or `SpecError` saying what is wrong, where, and what to do.
     """
-    path, ignore = Path(reference), tuple(ignore)
-    if revision is not None:
-        raise CheckpointError(f"{reference}: a revision is chosen from a hub, and hub names are not loaded yet")
+    ignore = tuple(ignore)
+    place = _place(reference, revision)
+    if place is not None:
+        path, place = _fetched(place, ignore)
+        return replace(_open_path(path, ignore), origin=str(place))
+    path = Path(reference)
+    if not path.is_dir() and not path.is_file():
+        raise CheckpointError(_nothing_there(str(reference)))
+    return replace(_open_path(path, ignore), origin=str(reference))
+
+
+def fetch(reference: str | Path, *, ignore: Iterable[str] = (), revision: str | None = None) -> str:
+    """Have what a reference names on this machine: the files of a hub's repository are fetched where the cache lacks
+    them, with bars on a terminal. Gives the reference pinned to the commit (`org/name@0f3c...`), which then opens
+    without a network; any other reference as it is. Raises as `open`."""
+    place = _place(reference, revision)
+    return str(reference if place is None else _fetched(place, tuple(ignore))[1])
+
+
+def _place(reference: str | Path, revision: str | None) -> hub.Place | None:
+    """Where on a hub a reference points; None where it is something else. What is on the disk wins."""
+    place = None if Path(reference).exists() else hub.model_place(str(reference))
+    if revision is None:
+        return place
+    if place is None or place.revision not in (None, revision):
+        raise CheckpointError(
+            f"{reference}: a revision, here '{revision}', is one of a repository on a hub that names no other itself; "
+            f"leave it out"
+        )
+    return place._replace(revision=revision)
+
+
+def _fetched(place: hub.Place, ignore: tuple[str, ...]) -> tuple[Path, hub.Place]:
+    """A repository's files on this machine, and its place pinned to their commit. What describes the model comes
+    first, so that one which cannot be read is refused before its weights are fetched."""
+    if place.file is not None:
+        path = hub.fetch_file(place, place.file)
+        return path, place._replace(revision=path.parents[place.file.count("/")].name)
+    from anyformer.text.files import FILES  # here, because not everything that opens a file wants its tokenizer
+
+    directory = hub.snapshot(place, (*DESCRIPTIONS, *FILES), quiet=True)
+    pinned = place._replace(revision=directory.name)
+    if (directory / CONFIG).is_file():
+        attributes, where = read_json(directory / CONFIG), str(directory / CONFIG)
+        registry.of(attributes, where).parse(attributes, where=where, ignore=ignore)
+    elif not (directory / SPEC).is_file():
+        raise CheckpointError(hub.no_checkpoint(pinned, f"{place} holds neither {CONFIG} nor {SPEC}"))
+    hub.fetch_weights(pinned, directory)
+    return directory, pinned
+
+
+def _open_path(path: Path, ignore: tuple[str, ...]) -> Checkpoint:
     if path.is_dir():
         return open_directory(path, ignore)
-    if not path.is_file():
-        raise CheckpointError(_nothing_there(str(reference)))
     with path.open("rb") as file:
         begins_like_gguf = file.read(4) == b"GGUF"
     if begins_like_gguf or path.suffix == ".gguf":
@@ -37,11 +87,6 @@ def open(reference: str | Path, *, ignore: Iterable[str] = (), revision: str | N
 
 
 def _nothing_there(reference: str) -> str:
-    if reference.count("/") == 1 and not reference.startswith((".", "~", "/")):
-        return (
-            f"there is no '{reference}' on this machine, and names on the hub are not loaded yet; get it first "
-            f"(hf download {reference} --local-dir DIRECTORY) and name the directory"
-        )
     if ":" in reference:
         return f"there is no file '{reference}', and no family of its name: {', '.join(registry.registered())}"
-    return f"there is no file or directory '{reference}'"
+    return f"there is no file or directory '{reference}' (a model on a hub is named org/name)"

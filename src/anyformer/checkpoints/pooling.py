@@ -14,6 +14,8 @@ from anyformer.errors import CheckpointError
 from anyformer.spec import EmbeddingHead
 
 MODULES = "modules.json"
+#: Settings of sentence-transformers itself, which no head reads.
+BESIDE = ("sentence_bert_config.json", "config_sentence_transformers.json")
 #: Its names of ways to pool, in the older form of flags and the newer of one word, and ours.
 POOLINGS = {
     "first": ("pooling_mode_cls_token", "cls"),
@@ -50,8 +52,9 @@ def module_files(directory: Path) -> list[Path]:
     if not (directory / MODULES).is_file():
         return []
     settings = [_inside(module, directory) / "config.json" for module in _modules(directory / MODULES)]
-    beside = [Path("sentence_bert_config.json"), Path("config_sentence_transformers.json")]
-    found = {path for path in (*settings, *beside) if path != Path("config.json") and (directory / path).is_file()}
+    found = {
+        path for path in (*settings, *map(Path, BESIDE)) if path != Path("config.json") and (directory / path).is_file()
+    }
     return [Path(MODULES), *sorted(found)]
 
 

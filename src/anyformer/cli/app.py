@@ -26,8 +26,8 @@ BAD_INPUT, BUG = 2, 70
 
 app = typer.Typer(
     help="Every Transformer from one set of parts: load it, train it, compare it, look inside it.",
-    epilog="A MODEL is a run directory, a Hugging Face directory, a .gguf file, or a preset with fresh weights "
-    "(llama:135m).",
+    epilog="A MODEL is a run directory, a Hugging Face directory, a .gguf file, a repository on a hub (org/name, "
+    "org/name@revision, org/name/file.gguf), or a preset with fresh weights (llama:135m).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -41,7 +41,7 @@ ModelArgument = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A run directory, a Hugging Face directory, a .gguf file, or a preset.",
+        help="A run directory, a Hugging Face directory, a .gguf file, a hub's org/name[@revision], or a preset.",
         show_default=False,
     ),
 ]
@@ -67,9 +67,10 @@ EncodingOption = Annotated[
 
 def open_model(reference: str, dtype: Dtype | None = None, device: str = "auto") -> Transformer:
     """The model that a reference names."""
-    with waiting(f"reading {reference}"):
+    with waiting("starting torch"):
         import torch
 
+        from anyformer import checkpoints, families
         from anyformer.model import load
 
         try:
@@ -77,7 +78,10 @@ def open_model(reference: str, dtype: Dtype | None = None, device: str = "auto")
             torch.empty(0, device=None if device == "auto" else device)
         except (RuntimeError, AssertionError, NotImplementedError):
             raise InputError(f"there is no device '{device}' here; try --device cpu") from None
-        return load(reference, dtype.value if dtype is not None else None, device)
+    # Before the line that spins below, because what is fetched shows bars of its own.
+    pinned = reference if families.preset(reference) is not None else checkpoints.fetch(reference)
+    with waiting(f"reading {reference}"):
+        return load(pinned, dtype.value if dtype is not None else None, device)
 
 
 def open_reader(reference: str, dtype: Dtype | None = None, device: str = "auto") -> Transformer:

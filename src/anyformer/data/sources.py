@@ -1,4 +1,4 @@
-"""Where text comes from: files, folders and globs, read strictly and always in the same order.
+"""Where text comes from: files, folders, globs and data sets of a hub, read strictly and always in the same order.
 
     references --find_files--> paths --read_documents--> documents --hold_out--> documents, each of a split
 
@@ -16,8 +16,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from anyformer.checkpoints import hub
 from anyformer.errors import DataError
 
+#: What a reference to a data set on a hub begins with; no path of a folder is mistaken for one.
+HUB = "hub:"
 #: What a folder is searched for. A file named outright, or matched by a glob, is taken whatever it is called.
 TEXT_SUFFIXES = (
     *(".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".org", ".adoc", ".html", ".htm", ".xml", ".log", ".srt"),
@@ -27,6 +30,8 @@ TEXT_SUFFIXES = (
 )
 #: Folders that hold other people's or generated files, besides the hidden ones.
 SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages", "dist-packages"})
+#: What a data set on a hub holds beside its data.
+NO_DATA = ("README.md", "LICENSE*", "CITATION*", ".*")
 #: With fewer documents than this, choosing whole ones would hold out far too much or nothing.
 FEWEST_TO_CHOOSE_FROM = 200
 
@@ -42,12 +47,13 @@ class Document:
 
 
 def find_files(references: str | Path | Sequence[str | Path], *, exclude: Sequence[str] = ()) -> list[Path]:
-    """The files that `references` (files, folders, globs) stand for, each once: references in the order given, the
-    files of a folder or glob sorted by path.
+    """The files that `references` (files, folders, globs, data sets of a hub) stand for, each once: references in the
+    order given, the files of a folder or glob sorted by path.
 
     A folder gives its text-like files (`TEXT_SUFFIXES`), those below it included; empty ones, hidden folders and
-    `SKIPPED_FOLDERS` are passed over. `exclude` are globs: a file or folder found *inside* a folder stays out if its
-    name or its path from that folder matches one.
+    `SKIPPED_FOLDERS` are passed over. A data set (`hub:org/name`, `hub:org/name@revision`) gives those of its
+    repository, but its card, and `hub:org/name/*.log` those that fit the glob. `exclude` are globs: a file or folder
+    found *inside* a folder or data set stays out if its name or its path from there matches one.
 
     Raises `DataError` where a reference stands for nothing.
     """
@@ -55,7 +61,9 @@ def find_files(references: str | Path | Sequence[str | Path], *, exclude: Sequen
     found: dict[Path, None] = {}
     for reference in wanted:
         path = Path(reference).expanduser()
-        if path.is_file():
+        if is_on_a_hub(reference):
+            files = _fetched(str(reference), exclude)
+        elif path.is_file():
             files = [path]
         elif path.is_dir():
             files = list(_walk(path, exclude))
@@ -78,19 +86,58 @@ def find_files(references: str | Path | Sequence[str | Path], *, exclude: Sequen
     return list(found)
 
 
+def is_on_a_hub(reference: str | Path) -> bool:
+    """Whether a reference names a data set of a hub; what is on the disk wins."""
+    return str(reference).startswith(HUB) and not Path(reference).exists()
+
+
+def pinned(reference: str) -> str:
+    """A reference to a data set of a hub, pinned to the commit that its revision stands for now. Raises `DataError`."""
+    place = hub.data_place(reference.removeprefix(HUB))
+    return reference if place.is_pinned else f"{HUB}{place._replace(revision=hub.commit(place))}"
+
+
+def _fetched(reference: str, exclude: Sequence[str]) -> list[Path]:
+    """The files of a data set, fetched where the cache lacks them."""
+    place = hub.data_place(reference.removeprefix(HUB))
+    if place.file is not None:
+        directory = hub.snapshot(place, [place.file])
+        found = sorted(path for path in directory.rglob("*") if path.is_file())
+        files = [path for path in found if fnmatch(path.relative_to(directory).as_posix(), place.file)]
+    else:
+        unread = [name for name in hub.contents(place) if not _is_read(name) and not _fits(name, NO_DATA)]
+        if unread:
+            raise DataError(
+                f"the data set {place.repository} holds {unread[0]}, a kind of file that is not read; name those that "
+                f"hold plain text, such as '{HUB}{place.repository}/*.txt'"
+            )
+        directory = hub.snapshot(place, [f"*{suffix}" for suffix in TEXT_SUFFIXES], ignore=NO_DATA)
+        files = list(_walk(directory, (*NO_DATA, *exclude)))
+    if not files:
+        raise DataError(f"no text files at '{reference}': the data set has none of that name")
+    return files
+
+
 def _walk(folder: Path, exclude: Sequence[str]) -> Iterator[Path]:
     def is_wanted(path: Path) -> bool:
         inside = path.relative_to(folder).as_posix()
-        return not path.name.startswith(".") and not any(
-            fnmatch(path.name, pattern) or fnmatch(inside, pattern) for pattern in exclude
-        )
+        return not path.name.startswith(".") and not _fits(inside, exclude)
 
     found = []
     for here, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS and is_wanted(Path(here, name))]
-        texts = (Path(here, name) for name in names if name.lower().endswith(TEXT_SUFFIXES))
+        texts = (Path(here, name) for name in names if _is_read(name))
         found += [path for path in texts if is_wanted(path) and path.is_file() and path.stat().st_size]
     return iter(sorted(found))
+
+
+def _is_read(name: str) -> bool:
+    return name.lower().endswith(TEXT_SUFFIXES)
+
+
+def _fits(path: str, patterns: Sequence[str]) -> bool:
+    """Whether a path, or the name at its end, matches one of the patterns."""
+    return any(fnmatch(path, pattern) or fnmatch(path.rpartition("/")[2], pattern) for pattern in patterns)
 
 
 def read_text(path: Path, encodings: Sequence[str] = ("utf-8",)) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -50,6 +52,7 @@ class Transformer(nn.Module):
     .generation  generation defaults, as `generation_config.json` names them
     .family      the name of the family it was loaded from, or None
     .carried     what its checkpoint held beyond the model, for `save` to write back
+    .origin      where it was read, a path or `org/name@commit`, or None
     """
 
     def __init__(self, description: spec.Transformer) -> None:
@@ -59,6 +62,7 @@ class Transformer(nn.Module):
         self.generation: dict[str, Any] = {}
         self.family: str | None = None
         self.carried: Carried | None = None
+        self.origin: str | None = None
         encoder, decoder = description.encoder, description.decoder
         self.encoder = Stack(encoder) if encoder is not None else None
         source_dim = encoder.dim if encoder is not None else None
@@ -339,6 +343,32 @@ class Transformer(nn.Module):
             tokenizer=self.tokenizer,
             carried=self.carried,
         )
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        message: str = "Upload a model of anyformer",
+        license: str | None = None,
+    ) -> str:
+        """Put the checkpoint that `save` writes into the repository `org/name` of a hub, in one commit, with a model
+        card where there is none yet. Gives `org/name@commit`, which `load` reads.
+
+        The repository, and the branch `revision`, are made where there are none, `private` or as the hub's owner has
+        it by default. `license` is the card's, by the hub's name for it (`apache-2.0`). Raises `CheckpointError`
+        saying why the hub does not take it.
+        """
+        from anyformer.checkpoints import card, directory, hub
+
+        with tempfile.TemporaryDirectory() as place:
+            self.save(place)
+            described = card.write(self.spec, repository, family=self.family, origin=self.origin, license=license)
+            Path(place, "README.md").write_text(described, encoding="utf-8")
+            return hub.push(
+                Path(place), repository, private=private, revision=revision, message=message, replaced=directory.OWNED
+            )
 
     def describe(self, context: int | None = None) -> str:
         """The model as a person would draw it: stacks, blocks, parts, shapes, parameters, costs."""

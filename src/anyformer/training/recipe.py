@@ -28,6 +28,8 @@ from pydantic import (
     model_validator,
 )
 
+from anyformer import checkpoints
+from anyformer.data.sources import is_on_a_hub, pinned
 from anyformer.errors import TrainingError
 from anyformer.spec.base import Part, explain
 from anyformer.training.objectives import OBJECTIVES
@@ -87,7 +89,7 @@ class NewTokenizer(Part, frozen=True):
 
 
 class Data(Part, frozen=True):
-    """The text: files, folders, globs, as strings or lists of strings.
+    """The text: files, folders, globs, data sets of a hub (`hub:org/name`), as strings or lists of strings.
 
     Without `validation`, about `held_out` of the training documents are held out. `encoding`: one, or several to try
     in turn for each file. `exclude`: globs of files and folders that folders leave out.
@@ -245,7 +247,10 @@ def _table(data: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _standing_alone(recipe: Recipe) -> Recipe:
     def absolute(references: Strings | None) -> Strings | None:
-        return references and tuple(str(Path(reference).expanduser().absolute()) for reference in references)
+        return references and tuple(
+            pinned(reference) if is_on_a_hub(reference) else str(Path(reference).expanduser().absolute())
+            for reference in references
+        )
 
     def absolute_if_there(reference: str) -> str:
         path = Path(reference).expanduser()
@@ -255,7 +260,7 @@ def _standing_alone(recipe: Recipe) -> Recipe:
     if isinstance(tokenizer, str) and tokenizer != "bytes":
         tokenizer = absolute_if_there(tokenizer)
     if model.source is not None:
-        model = model.replace(source=absolute_if_there(model.source))
+        model = model.replace(source=checkpoints.fetch(absolute_if_there(model.source)))
     if isinstance(model.spec, str):
         try:
             model = model.replace(spec=json.loads(Path(model.spec).read_text(encoding="utf-8")))
