@@ -13,8 +13,9 @@ from torch import Tensor
 from anyformer.checkpoints import pooling
 from anyformer.checkpoints.atomic import staged
 from anyformer.checkpoints.checkpoint import Carried, Checkpoint
+from anyformer.checkpoints.mxfp4 import unpacked
 from anyformer.checkpoints.tensors import OTHER_HEAD, load, ties_output, unload
-from anyformer.checkpoints.weights import INDEX, WEIGHTS, SafetensorsSource, read_json, write_weights
+from anyformer.checkpoints.weights import INDEX, WEIGHTS, SafetensorsSource, Source, read_json, write_weights
 from anyformer.errors import CheckpointError, SpecError
 from anyformer.families import names as tables
 from anyformer.families import registry
@@ -59,7 +60,7 @@ def open_directory(directory: Path, ignore: Iterable[str] = ()) -> Checkpoint:
 
     if not any((directory / name).is_file() for name in (CONFIG, SPEC)):
         raise CheckpointError(f"{directory} holds neither {CONFIG} nor {SPEC}, so it is no checkpoint")
-    source = SafetensorsSource(directory)
+    source = unpacked(SafetensorsSource(directory))
     spec, family, attributes, reasons = _describe(directory, source, ignore)
     if family is None:
         loaded = load(source, spec, own_names(spec), ignore=ignore)
@@ -85,7 +86,7 @@ def open_directory(directory: Path, ignore: Iterable[str] = ()) -> Checkpoint:
     )
 
 
-def _describe(directory: Path, source: SafetensorsSource, ignore: Iterable[str]) -> Described:
+def _describe(directory: Path, source: Source, ignore: Iterable[str]) -> Described:
     """Read config.json, spec.json, or both, which must then agree."""
     recorded = _read_spec(directory / SPEC) if (directory / SPEC).is_file() else None
     if not (directory / CONFIG).is_file():

@@ -73,6 +73,9 @@ def read(config: Config) -> Transformer:
         config.assume(num_local_experts=128)
     if not config.has("rope_scaling") and not config.has("rope_parameters"):
         config.attributes["rope_scaling"] = _YARN
+    packed = config.section("quantization_config")  # the file's affair: its tensors are unpacked as they are read
+    packed.expect("quant_method", "mxfp4")
+    packed.taken.add("modules_to_not_convert")
     attention = read_attention(config, base=150000.0, sinks=True, **read_biases(config))
     experts = ClampedExperts(
         experts=config.size("num_local_experts", "num_experts"),
@@ -131,6 +134,14 @@ def _published(layers: int, experts: int) -> dict[str, Any]:
     return {**shape, "rope_scaling": _YARN, "num_local_experts": experts, "router_aux_loss_coef": 0.9}
 
 
+_TINY = {
+    "head_dim": 32,
+    "sliding_window": 64,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "rope_scaling": {**_YARN, "factor": 4.0, "original_max_position_embeddings": 128},
+}
+
 family = Family(
     name="gpt_oss",
     title="gpt-oss",
@@ -138,11 +149,7 @@ family = Family(
     model_types=("gpt_oss",),
     architectures=architectures("GptOss"),
     presets={
-        "tiny": size(
-            *(64, 2, 4, 2, 48, 512, 512),
-            **{"head_dim": 32, "sliding_window": 64, "num_local_experts": 4, "num_experts_per_tok": 2},
-            rope_scaling={**_YARN, "factor": 4.0, "original_max_position_embeddings": 128},
-        ),
+        "tiny": size(64, 2, 4, 2, 48, 512, 512, **_TINY),
         "20b": _published(24, 32),
         "120b": _published(36, 128),
     },

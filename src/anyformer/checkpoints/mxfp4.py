@@ -1,0 +1,67 @@
+"""MXFP4, in which gpt-oss publishes its experts: 32 numbers of four bits share a power of two (OCP Microscaling Formats
+1.0, section 5.3.3). Such tensors are read as the matrices that they stand for.
+
+    X_blocks  uint8 [..., out, in/32, 16]   two numbers a byte, the first in its lower four bits
+    X_scales  uint8 [..., out, in/32]       exponents, with 127 added        ->        X  bfloat16 [..., in, out]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from anyformer.checkpoints.weights import Saved, Source
+from anyformer.errors import CheckpointError
+
+#: What four bits mean: a sign, two bits of exponent, one of mantissa.
+NUMBERS = [sign * number for sign in (1.0, -1.0) for number in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)]
+#: The two numbers of each byte.
+PAIRS = torch.tensor([(NUMBERS[byte & 15], NUMBERS[byte >> 4]) for byte in range(256)])
+
+
+def unpacked(source: Source) -> Source:
+    """A source whose MXFP4 tensors, if it has any, are read as matrices. Raises `CheckpointError` naming blocks that do
+    not fit their scales."""
+    packed = [name.removesuffix("_blocks") for name in source.saved if name.endswith("_blocks")]
+    packed = [name for name in packed if f"{name}_scales" in source.saved]
+    return Mxfp4Source(source, packed) if packed else source
+
+
+class Mxfp4Source:
+    """Another source's tensors, those called `packed` put together from their blocks and scales."""
+
+    def __init__(self, source: Source, packed: list[str]) -> None:
+        self.where, self._source, self._packed = source.where, source, frozenset(packed)
+        parts = {f"{name}{part}" for name in packed for part in ("_blocks", "_scales")}
+        self.saved: Mapping[str, Saved] = {
+            **{name: saved for name, saved in source.saved.items() if name not in parts},
+            **{name: Saved(self._shape(name), "BF16") for name in packed},
+        }
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        blocks, scales = (self._source.saved[f"{name}{part}"] for part in ("_blocks", "_scales"))
+        if blocks.shape != (*scales.shape, 16) or len(scales.shape) < 3 or {blocks.dtype, scales.dtype} != {"U8"}:
+            raise CheckpointError(
+                f"{self.where}: {name}_blocks is {blocks.dtype} {blocks.shape} and {name}_scales {scales.dtype} "
+                f"{scales.shape}, which is no MXFP4; get the files again"
+            )
+        *before, rows, groups = scales.shape
+        return (*before, 32 * groups, rows)
+
+    def read(self, name: str) -> Tensor:
+        """The tensor as the file has it, or the matrices that its blocks stand for."""
+        if name not in self._packed:
+            return self._source.read(name)
+        blocks, scales = self._source.read(f"{name}_blocks"), self._source.read(f"{name}_scales")
+        matrices = torch.empty(*scales.shape[:-1], 32 * scales.shape[-1], dtype=torch.bfloat16)
+        for matrix, block, scale in zip(matrices, blocks, scales):  # one by one, as indices take room
+            matrix.copy_(unpack(block, scale))
+        return matrices.transpose(-1, -2)
+
+
+def unpack(blocks: Tensor, scales: Tensor) -> Tensor:
+    """The float32 numbers [..., 32·groups] of blocks [..., groups, 16] with scales [..., groups]."""
+    numbers = PAIRS.index_select(0, blocks.flatten().int()).view(*scales.shape, 32)
+    return torch.ldexp(numbers, scales[..., None].int() - 127).flatten(-2)
