@@ -17,10 +17,12 @@ def byte_alphabet() -> dict[int, str]:
     return {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + at) for at, byte in enumerate(others)}
 
 
-def words(*patterns: str) -> pre_tokenizers.PreTokenizer:
-    """What splits a text at each pattern in turn, then writes its bytes in their alphabet."""
+def words(*patterns: str, space_first: bool = False) -> pre_tokenizers.PreTokenizer:
+    """What splits a text at each pattern in turn, then writes its bytes in their alphabet; with `space_first`, a text
+    that begins with no space gets one."""
+    space = [pre_tokenizers.Metaspace(" ", prepend_scheme="always", split=False)] if space_first else []
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
-    return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    return pre_tokenizers.Sequence([*space, *splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def plain_bytes() -> Backend:

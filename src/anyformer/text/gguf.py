@@ -14,19 +14,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, decoders, models, normalizers, processors
 from tokenizers import Tokenizer as Backend
 
 from anyformer.errors import TextError
+from anyformer.text import sentencepiece, wordpiece
+from anyformer.text.building import around
 from anyformer.text.bytelevel import words
-from anyformer.text.files import WORD_PIECE_ROLES, word_piece
+from anyformer.text.sentencepiece import CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, Pieces
 from anyformer.text.splits import find_split
 from anyformer.text.tokenizer import Tokenizer
 
 _PREFIX = "tokenizer.ggml."
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
-_SPECIAL = (_UNKNOWN, _CONTROL)
-_SPACE = "▁"
+_SPECIAL = (UNKNOWN, CONTROL)
 
 #: The special tokens by role, and what GGUF files call their ids ('seperator' is how their writers spell it).
 _ROLES = {
@@ -57,7 +57,8 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     # The library raises bare exceptions, whatever does not fit.
     except Exception as error:
         raise TextError(f"the file's vocabulary cannot be used: {error}") from None
-    backend.add_tokens(vocabulary.added())
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    backend.add_tokens([token for token in vocabulary.added() if token.content not in known])
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **vocabulary.roles}
     template = metadata.get("tokenizer.chat_template")
     return Tokenizer(backend, {**config, "chat_template": template} if isinstance(template, str) else config)
@@ -74,14 +75,14 @@ class _Vocabulary:
         self.tokens: list[str] = self.array("tokens", str)
         if not self.tokens:
             raise TextError(f"the file's vocabulary is empty ({_PREFIX}tokens)")
-        self.types = self.array("token_type", int, per_token=_NORMAL)
+        self.types = self.array("token_type", int, per_token=NORMAL)
         self.scores = self.array("scores", float, int, per_token=0.0)
         typed = enumerate(zip(self.tokens, self.types, strict=True))
         self.tokens = [spelling(token, type in _SPECIAL) or f"[EMPTY_{id}]" for id, (token, type) in typed]
         self.ids = {token: id for id, token in enumerate(self.tokens)}
         self.special = self.of_type(*_SPECIAL)
         by_role = {role: self._named(names) for role, names in _ROLES.items()}
-        by_role["unk_token"] = by_role["unk_token"] or next(iter(self.of_type(_UNKNOWN)), None)
+        by_role["unk_token"] = by_role["unk_token"] or next(iter(self.of_type(UNKNOWN)), None)
         self.roles = {role: token for role, token in by_role.items() if token is not None}
 
     def get(self, key: str, default: Any) -> Any:
@@ -112,7 +113,7 @@ class _Vocabulary:
     def added(self) -> list[AddedToken]:
         """The tokens that are recognised as they stand, before a text is split."""
         special = {*self.special, *self.roles.values()}
-        tokens = dict.fromkeys([*self.special, *self.of_type(_USER_DEFINED), *self.roles.values()])
+        tokens = dict.fromkeys([*self.special, *self.of_type(USER_DEFINED), *self.roles.values()])
         return [AddedToken(token, special=token in special, normalized=False) for token in tokens]
 
     def merges(self) -> list[tuple[str, str]]:
@@ -126,14 +127,20 @@ class _Vocabulary:
         """What puts special tokens around a text; `begins` and `ends` hold where the file does not say."""
         bos = self.roles.get("bos_token") if self.get("add_bos_token", begins) else None
         eos = self.roles.get("eos_token") if self.get("add_eos_token", ends) else None
-        tokens = [token for token in (bos, eos) if token is not None]
-        if not tokens:
-            return None
-        first, second = ([bos, text, eos] for text in ("$A", "$B"))
-        return processors.TemplateProcessing(
-            single=[f"{piece}:0" for piece in first if piece is not None],
-            pair=[f"{piece}:{at}" for at, part in enumerate((first, second)) for piece in part if piece is not None],
-            special_tokens=[(token, self.ids[token]) for token in dict.fromkeys(tokens)],
+        return around(self.ids, bos, eos)
+
+    def pieces(self, unigram: bool = False, space_first: bool = True) -> Pieces:
+        """The vocabulary as SentencePiece has it; `space_first` holds where the file does not say. BPE takes text as it
+        is, whatever the file says of normalising."""
+        return Pieces(
+            self.tokens,
+            self.scores,
+            self.types,
+            self.roles,
+            unigram,
+            charsmap=bytes(self.array("precompiled_charsmap", int)) if unigram else b"",
+            space_first=self.get("add_space_prefix", space_first),
+            single_spaces=unigram and self.get("remove_extra_whitespaces", True),
         )
 
 
@@ -149,74 +156,42 @@ def _byte_level_bpe(vocabulary: _Vocabulary) -> Backend:
     return backend
 
 
-def _character_bpe(vocabulary: _Vocabulary, merges: list[tuple[str, str]], space_first: bool) -> Backend:
-    """BPE over a text in one piece whose spaces are written as ▁, with bytes for unknown characters."""
-    unknown = vocabulary.roles.get("unk_token")
-    backend = Backend(models.BPE(vocabulary.ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
-    first = [normalizers.Prepend(_SPACE)] if space_first else []
-    backend.normalizer = normalizers.Sequence([*first, normalizers.Replace(" ", _SPACE)])
-    strip = [decoders.Strip(" ", 1, 0)] if space_first else []
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-    )
+def _gemma_bpe(vocabulary: _Vocabulary) -> Backend:
+    backend = sentencepiece.build(vocabulary.pieces(space_first=False), merges=vocabulary.merges())
     backend.post_processor = vocabulary.around(begins=True)
     return backend
 
 
-def _gemma_bpe(vocabulary: _Vocabulary) -> Backend:
-    return _character_bpe(vocabulary, vocabulary.merges(), vocabulary.get("add_space_prefix", False))
-
-
 def _sentencepiece_bpe(vocabulary: _Vocabulary) -> Backend:
-    score = dict(zip(vocabulary.tokens, vocabulary.scores, strict=True))
-    whole = [token for token in vocabulary.of_type(_NORMAL) if len(token) > 1]
-    pairs = [(token[:at], token[at:]) for token in whole for at in range(len(token) - 1, 0, -1)]
-    merges = [pair for pair in pairs if pair[0] in score and pair[1] in score]
-    merges.sort(key=lambda pair: -score[pair[0] + pair[1]])
-    return _character_bpe(vocabulary, merges, vocabulary.get("add_space_prefix", True))
+    backend = sentencepiece.build(vocabulary.pieces())
+    backend.post_processor = vocabulary.around(begins=True)
+    return backend
+
+
+def _unigram(vocabulary: _Vocabulary) -> Backend:
+    backend = sentencepiece.build(vocabulary.pieces(unigram=True))
+    backend.post_processor = vocabulary.around(begins=False, ends=True)
+    return backend
 
 
 def _word_piece(vocabulary: _Vocabulary) -> Backend:
-    roles = {**WORD_PIECE_ROLES, **vocabulary.roles}
+    roles = {**wordpiece.ROLES, **vocabulary.roles}
     if "cls_token" not in vocabulary.roles and "bos_token" in vocabulary.roles:
         roles["cls_token"] = vocabulary.roles["bos_token"]
     lowercase = vocabulary.get("normalizer.lowercase", True)
     strip_accents = vocabulary.get("normalizer.strip_accents", lowercase)
-    return word_piece(vocabulary.ids, roles, lowercase, strip_accents, split_han=True)
+    return wordpiece.word_piece(vocabulary.ids, roles, lowercase, strip_accents, split_han=True)
 
 
 def _as_bert_spells(token: str, special: bool) -> str:
     """A word's beginning bare, its continuation after ##, what is special or in brackets as it is."""
-    if token.startswith(_SPACE):
-        return token.removeprefix(_SPACE)
+    if token.startswith(SPACE):
+        return token.removeprefix(SPACE)
     return token if special or (token.startswith("[") and token.endswith("]")) else "##" + token
 
 
 def _as_it_is(token: str, special: bool) -> str:
     return token
-
-
-def _unigram(vocabulary: _Vocabulary) -> Backend:
-    if "unk_token" not in vocabulary.roles:
-        raise TextError("the file's unigram vocabulary has no unknown token")
-    user_defined = set(vocabulary.of_type(_USER_DEFINED))
-    pieces = [
-        (token, 0.0 if token in user_defined else score)
-        for token, score in zip(vocabulary.tokens, vocabulary.scores, strict=True)
-    ]
-    backend = Backend(models.Unigram(pieces, vocabulary.ids[vocabulary.roles["unk_token"]], byte_fallback=False))
-    steps: list[Any] = []
-    if charsmap := bytes(vocabulary.array("precompiled_charsmap", int)):
-        steps.append(normalizers.Precompiled(charsmap))
-    spaces = pre_tokenizers.Metaspace(prepend_scheme="always" if vocabulary.get("add_space_prefix", True) else "never")
-    if vocabulary.get("remove_extra_whitespaces", True):
-        steps.append(normalizers.Replace(Regex(" {2,}"), " "))
-        spaces = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), spaces])
-    backend.normalizer = normalizers.Sequence(steps)
-    backend.pre_tokenizer = spaces
-    backend.decoder = decoders.Metaspace()
-    backend.post_processor = vocabulary.around(begins=False, ends=True)
-    return backend
 
 
 _KINDS: dict[str, tuple[Callable[[_Vocabulary], Backend], Callable[[str, bool], str]]] = {

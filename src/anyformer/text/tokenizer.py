@@ -16,6 +16,7 @@ from tokenizers import Tokenizer as Backend
 
 from anyformer.errors import TextError
 from anyformer.text import templates
+from anyformer.text.building import content
 from anyformer.text.bytelevel import END_OF_TEXT, plain_bytes
 from anyformer.text.decoding import ByteStream, Stream, WholeStream, decode, token_bytes
 
@@ -147,12 +148,6 @@ class Tokenizer:
     def _id_of(self, role: str) -> int | None:
         token = content(self._config.get(role))
         return None if token is None else self._backend.token_to_id(token)
-
-
-def content(token: Any) -> str | None:
-    """A token as tokenizer_config.json writes one: its text, or an object that says more about it."""
-    content = token.get("content") if isinstance(token, dict) else token
-    return content if isinstance(content, str) else None
 
 
 def _complaint(texts: Sequence[Any]) -> str:

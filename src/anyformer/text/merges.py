@@ -1,0 +1,104 @@
+"""Byte-level BPE out of the two files that GPT-2 began with: vocab.json (token -> id) and merges.txt (a merge a line,
+the first ones first), as GPT-2, RoBERTa, BART and Qwen have them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, normalizers
+
+from anyformer.errors import TextError
+from anyformer.text.building import around
+from anyformer.text.bytelevel import END_OF_TEXT, words
+from anyformer.text.folder import Folder
+from anyformer.text.splits import find_split
+from anyformer.text.tokenizer import Tokenizer
+
+_VOCABULARY, _MERGES = "vocab.json", "merges.txt"
+
+
+class _Style(NamedTuple):
+    """How words are split, the special tokens where nothing names them, and whether a text stands between two."""
+
+    split: str
+    roles: Mapping[str, str]
+    between: bool = False
+
+
+_GPT2 = _Style("gpt-2", dict.fromkeys(("unk_token", "bos_token", "eos_token"), END_OF_TEXT))
+_QWEN2 = _Style("qwen2", dict.fromkeys(("unk_token", "eos_token", "pad_token"), END_OF_TEXT))
+_ROBERTA = _Style(
+    "gpt-2",
+    {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "sep_token": "</s>",
+        "cls_token": "<s>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        "mask_token": "<mask>",
+    },
+    between=True,
+)
+_STYLES = {
+    **dict.fromkeys(["gpt2", "gptneo", "gptj", "opt", "codegen", "phi", "starcoder2"], _GPT2),
+    **dict.fromkeys(["qwen2", "qwen2moe", "qwen3", "qwen3moe"], _QWEN2),
+    **dict.fromkeys(["roberta", "bart", "longformer", "led", "mvp"], _ROBERTA),
+}
+
+
+def read(folder: Folder) -> Tokenizer:
+    """The tokenizer of a directory with vocab.json and merges.txt."""
+    for name, other in ((_VOCABULARY, _MERGES), (_MERGES, _VOCABULARY)):
+        if name not in folder.files:
+            raise TextError(f"{folder.path / other} needs {name} beside it; a byte-level BPE is both files")
+    vocabulary = vocabulary_of(folder, _VOCABULARY)
+    style = folder.style(_VOCABULARY, _STYLES, "roberta" if {"<s>", "</s>"} <= vocabulary.keys() else "gpt2")
+    roles = folder.roles(style.roles, vocabulary)
+    split = find_split(style.split)
+    backend = Backend(models.BPE(vocabulary, _merges(folder, vocabulary)))
+    if split.compose:
+        backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = words(*split.patterns, space_first=folder.flag("add_prefix_space", False))
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = folder.tokenizer(backend, _VOCABULARY, roles)
+    ids = backend.get_vocab()
+    if style.between:
+        begin, end = roles.get("cls_token"), roles.get("sep_token")
+        backend.post_processor = around(ids, begin, end, second=(end, "$B", end), kind=0)
+    else:
+        begin = roles.get("bos_token") if folder.flag("add_bos_token", False) else None
+        backend.post_processor = around(
+            ids, begin, roles.get("eos_token") if folder.flag("add_eos_token", False) else None
+        )
+    return tokenizer
+
+
+def vocabulary_of(folder: Folder, name: str) -> dict[str, int]:
+    """The ids of tokens in a JSON file: whole numbers, none of them twice."""
+    vocabulary = folder.json(name)
+    seen: dict[int, str] = {}
+    for token, id in vocabulary.items():
+        if type(id) is not int or not 0 <= id < 1 << 32:
+            raise TextError(f"{folder.path / name} gives {token!r} the id {id!r}; ids are whole numbers from 0 on")
+        if seen.setdefault(id, token) != token:
+            raise TextError(f"{folder.path / name} gives {seen[id]!r} and {token!r} the same id, {id}")
+    return vocabulary
+
+
+def _merges(folder: Folder, vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
+    lines = folder.text(_MERGES).split("\n")
+    merges = []
+    for number, line in enumerate(lines, 1):
+        line = line.removesuffix("\r")
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        first, space, second = line.partition(" ")
+        missing = next((token for token in (first, second, first + second) if token not in vocabulary), None)
+        if not space or missing is not None:
+            why = f"{missing!r} is not in {_VOCABULARY}" if space else "it is no pair of tokens with a space between"
+            raise TextError(f"{folder.path / _MERGES}, line {number}: {why}")
+        merges.append((first, second))
+    return merges
