@@ -133,6 +133,16 @@ def changes(chance: random.Random, seed: int) -> Iterator[dict[str, dict[str, An
     yield {"routed": {"limit": 0.4, "gain": 1.3}}
     activation = chance.choice(ACTIVATIONS)
     yield {kind: {"activation": activation} for kind in ("feed_forward", "routed")}
+    grouped = {"groups": 3, "top_groups": 2, "shared_hidden": 2 * hidden, "factor": 1.7}
+    yield {"grouped_experts": {"experts": 6, "top_k": top_k, "hidden": hidden, **grouped}}
+    if seed % 2:
+        yield {"grouped_experts": {"groups": 1, "top_groups": 1}}
+    latent, heads = chance.choice((5, 11)), chance.choice((3, 5))
+    widths = {"latent": latent, "key_dim": 7, "rotary_dim": width - 2, "value_dim": 9}
+    yield {"latent_attention": {"heads": heads, **widths}}
+    yield {"latent_attention": {"query_latent": 13 if seed % 2 else None, "bias": seed % 4 > 1}}
+    yield {"latent_attention": {"mscale": 0.7}}
+    yield {"rotary": {"interleaved": seed % 4 != 1}}
 
 
 def apply(data: Any, change: dict[str, dict[str, Any]], name: str = "transformer") -> Any:

@@ -115,19 +115,26 @@ def read_decoder(config: Config, *pattern: Block) -> Transformer:
 
 def write_decoder(spec: Transformer) -> dict[str, Any]:
     """What `read_decoder` and `read_attention` read."""
+    attention, norm = branch(spec.decoder, "attention", Attention)
+    return {
+        **write_stack(spec, norm),
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.kv_heads,
+        "head_dim": attention.head_dim,
+        **rotary_attributes(given(attention.position, Rotary, "rotary positions")),
+        "attention_dropout": attention.dropout,
+    }
+
+
+def write_stack(spec: Transformer, norm: Norm) -> dict[str, Any]:
+    """What `read_decoder` reads."""
     stack = given(spec.decoder, Stack, "a decoder")
-    attention, norm = branch(stack, "attention", Attention)
     attributes = {
         "vocab_size": stack.embeddings.vocabulary,
         "hidden_size": stack.dim,
         "num_hidden_layers": stack.depth,
-        "num_attention_heads": attention.heads,
-        "num_key_value_heads": attention.kv_heads,
-        "head_dim": attention.head_dim,
         "rms_norm_eps": norm.eps,
         "max_position_embeddings": spec.context or 2048,
-        **rotary_attributes(given(attention.position, Rotary, "rotary positions")),
-        "attention_dropout": attention.dropout,
         "initializer_range": spec.initialization.std or 0.02,
     }
     if isinstance(spec.head, TokenClassificationHead):

@@ -297,8 +297,17 @@ def _facts(mixer: Mixer, stack: Stack) -> list[str]:
             own = mixer.model_dump(exclude=set(RoutedExperts.model_fields))
             return facts + [f"{_words(name)} {value}" for name, value in own.items()]
         case _:
-            plain = mixer.model_dump(exclude={"kind"}, exclude_defaults=True)
-            return [mixer.kind, *(f"{_words(name)} {value}" for name, value in plain.items())]
+            return [mixer.kind, *_own_facts(mixer)]
+
+
+def _own_facts(mixer: Mixer) -> Iterator[str]:
+    """What a family's own mixer says that is not its default."""
+    for name, known in type(mixer).model_fields.items():
+        value = getattr(mixer, name)
+        if isinstance(value, Rotary):
+            yield from _rotary_facts(value, value.dim)
+        elif name != "kind" and value != known.default:
+            yield f"{_words(name)} {value}"
 
 
 def _attention_facts(mixer: Attention, stack: Stack) -> Iterator[str]:
@@ -337,7 +346,7 @@ def _attention_facts(mixer: Attention, stack: Stack) -> Iterator[str]:
         yield f"dropout {mixer.dropout:g} of weights"
 
 
-def _rotary_facts(rotary: Rotary, head_dim: int) -> Iterator[str]:
+def _rotary_facts(rotary: Rotary, head_dim: int | None) -> Iterator[str]:
     yield f"rotary, base {rotary.base:,.0f}"
     if rotary.dim not in (None, head_dim):
         yield f"{rotary.dim} of {head_dim} channels turn"

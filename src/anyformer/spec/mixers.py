@@ -139,18 +139,7 @@ class Attention(Mixer, frozen=True):
                 f"the same number of query heads"
             )
         if self.position is not None and self.position.kind == "rotary":
-            turned = self.position.dim or self.head_dim
-            if turned % 2 or turned > self.head_dim:
-                raise ValueError(
-                    f"rotary positions turn {turned} of head_dim={self.head_dim} channels; it must be an even number "
-                    f"of at most head_dim"
-                )
-            divisors = getattr(self.position.scaling, "short", None)
-            if divisors is not None and len(divisors) != turned // 2:
-                raise ValueError(
-                    f"LongRoPE has {len(divisors)} divisors for {turned} channels that turn; it must be one for every "
-                    f"two channels"
-                )
+            self.position.turned(self.head_dim)
         if self.source == "cross" and (self.position is not None or self.window is not None):
             raise ValueError("cross-attention has neither positions nor a window")
         if self.source == "cross" and self.visibility != "full":

@@ -97,6 +97,21 @@ class Rotary(Part, frozen=True):
     interleaved: Flag = False
     scaling: RotaryScaling | None = None
 
+    def turned(self, head_dim: int) -> int:
+        """How many of a head's channels turn. Raises `ValueError` where the head cannot have these positions."""
+        turned = self.dim or head_dim
+        if turned % 2 or turned > head_dim:
+            raise ValueError(
+                f"rotary positions turn {turned} of head_dim={head_dim} channels; it must be an even number of at most "
+                f"head_dim"
+            )
+        if isinstance(self.scaling, LongRopeScaling) and len(self.scaling.short) != turned // 2:
+            raise ValueError(
+                f"LongRoPE has {len(self.scaling.short)} divisors for {turned} channels that turn; it must be one for "
+                f"every two channels"
+            )
+        return turned
+
 
 class Alibi(Part, frozen=True):
     """Attention with linear biases (Press et al. 2022): a head's score falls linearly with distance.

@@ -1,0 +1,473 @@
+"""DeepSeek-V3 and all of its shape, R1 and Moonlight among them: DeepSeek-AI 2024, https://arxiv.org/abs/2412.19437.
+
+Its attention keeps one short row a token for all heads (section 2.1.1); its experts stand in groups, and a correction
+of the choice balances them instead of a loss (section 2.1.2).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from math import log
+from typing import Any, ClassVar, Literal
+
+from pydantic import model_validator
+
+from anyformer.families import decoder
+from anyformer.families.config import Config, activation_name
+from anyformer.families.decoder import (
+    ROUTER_IGNORED,
+    architectures,
+    expert_tensors,
+    pre_norm,
+    read_decoder,
+    read_feed_forward,
+    size,
+    write_stack,
+)
+from anyformer.families.family import Family, branch, given
+from anyformer.families.names import Table, Tensor, Unused
+from anyformer.families.rotary import rotary, rotary_attributes
+from anyformer.spec import (
+    FeedForward,
+    Mixer,
+    Norm,
+    Rotary,
+    RoutedExperts,
+    Stack,
+    Transformer,
+    YarnScaling,
+    register_mixer,
+)
+from anyformer.spec.base import Flag, NonNegativeFloat, PositiveFloat, PositiveInt, Probability
+from anyformer.spec.mixers import linear_shapes, norm_shapes, visible_pairs
+
+#: That of the compressed rows, whatever the other norms are.
+LATENT_NORM = Norm(kind="rms", eps=1e-6)
+
+
+@register_mixer
+class LatentAttention(Mixer, frozen=True):
+    """Causal attention whose keys and values are made of one short row a token (DeepSeek-V2, section 2.1,
+    https://arxiv.org/abs/2405.04434).
+
+    - The row is `latent` channels, normalised, of which every head makes `key_dim` channels of its key and the
+      `value_dim` of its value; and `rotary_dim` channels that turn, which the keys of all heads share. A cache keeps
+      the row.
+    - `query_latent`: queries too are made of so many normalised channels (None: of the stream itself).
+    - `mscale` m, with YaRN by a factor f: scores are multiplied by (0.1·m·ln f + 1)² besides.
+    - `bias` is that of every matrix that reads or writes the stream, but for queries made of the stream itself.
+    """
+
+    kind: Literal["latent_attention"] = "latent_attention"
+    heads: PositiveInt
+    latent: PositiveInt
+    query_latent: PositiveInt | None = None
+    key_dim: PositiveInt
+    rotary_dim: PositiveInt
+    value_dim: PositiveInt
+    position: Rotary
+    mscale: NonNegativeFloat = 0.0
+    bias: Flag = False
+    dropout: Probability = 0.0
+
+    role: ClassVar[str] = "attention"
+
+    @model_validator(mode="after")
+    def _fits(self) -> LatentAttention:
+        if self.position.turned(self.rotary_dim) < self.rotary_dim:
+            raise ValueError(f"all of rotary_dim={self.rotary_dim} channels turn, not {self.position.dim} of them")
+        if self.mscale and not isinstance(self.position.scaling, YarnScaling):
+            raise ValueError("mscale belongs to YaRN's scaling; leave it out")
+        return self
+
+    @property
+    def scale(self) -> float:
+        """What scores are multiplied by."""
+        factor = self.position.scaling.factor if isinstance(self.position.scaling, YarnScaling) else 1.0
+        return (0.1 * self.mscale * log(max(factor, 1.0)) + 1) ** 2 / (self.key_dim + self.rotary_dim) ** 0.5
+
+    def shapes(self, dim: int, source_dim: int | None = None) -> dict[str, tuple[int, ...]]:
+        heads, read, shapes = self.heads, dim, {}
+        if self.query_latent is not None:
+            read = self.query_latent
+            shapes = linear_shapes("query_latent", read, dim, self.bias) | norm_shapes("query_norm", LATENT_NORM, read)
+        shapes |= linear_shapes("query", heads * (self.key_dim + self.rotary_dim), read, bias=False)
+        shapes |= linear_shapes("latent", self.latent, dim, self.bias)
+        shapes |= linear_shapes("rotary_key", self.rotary_dim, dim, self.bias)
+        shapes |= norm_shapes("latent_norm", LATENT_NORM, self.latent)
+        shapes |= linear_shapes("key", heads * self.key_dim, self.latent, bias=False)
+        shapes |= linear_shapes("value", heads * self.value_dim, self.latent, bias=False)
+        return shapes | linear_shapes("output", dim, heads * self.value_dim, self.bias)
+
+    def absorbs(self, tokens: int, keys: int) -> bool:
+        """Whether so many queries are brought to so many rows (see `absorption_pays`)."""
+        return absorption_pays(tokens, keys, self.latent, self.rotary_dim, self.key_dim + self.value_dim)
+
+    def rows(self, parameter: str, tokens: int, cached: int = 0, source: int = 0) -> int:
+        expands = parameter in ("key.weight", "value.weight") and not self.absorbs(tokens, cached + tokens)
+        return cached + tokens if expands else tokens
+
+    def score_flops(self, tokens: int, cached: int = 0, source: int = 0, dense: bool = False) -> int:
+        row, head = self.latent + self.rotary_dim, self.key_dim + self.rotary_dim
+        widths = 2 * row if self.absorbs(tokens, cached + tokens) else head + self.value_dim
+        return 2 * self.heads * widths * (tokens * (cached + tokens) if dense else visible_pairs(tokens, cached))
+
+    def kept(self, tokens: int, source: int = 0) -> int:
+        return (self.latent + self.rotary_dim) * tokens
+
+    def module(self) -> Any:
+        return _latent_attention()
+
+
+def absorption_pays(tokens: int, keys: int, latent: int, rotary: int, head: int) -> bool:
+    """Whether it is less work to bring `tokens` queries to the rows of `keys` than to make keys and values, `head`
+    channels for both, of those rows: scores are then of whole rows, which are longer than a head."""
+    return (keys - tokens) * latent * head > tokens * keys * (2 * latent + rotary - head)
+
+
+@cache
+def _latent_attention() -> type:
+    import torch
+    from torch import nn
+
+    from anyformer.parts import kernels
+    from anyformer.parts.attention import attention_mask
+    from anyformer.parts.cache import LayerCache
+    from anyformer.parts.context import Context
+    from anyformer.parts.kernels import Scores
+    from anyformer.parts.linear import Linear, SideBySide, lay_side_by_side, project
+    from anyformer.parts.norms import Norm
+    from anyformer.parts.positions import rotary_angles
+
+    class Module(SideBySide):
+        """Attention over compressed rows: as many heads as queries, each with a key and a value made of its row,
+
+            query · (key_matrix · latent) = (key_matrixᵀ · query) · latent
+
+        or, where that is less work, one head for all whose keys and values are the rows themselves: what makes keys of
+        a row is absorbed by the query, what makes values by the output.
+
+        x ─┬─ (query_latent ─ norm ─) query ──── rotary ─┐
+           ├─ latent ─ norm ─┐                           ├─ kernel ─ output
+           └─ rotary_key ────┴─ row [L + R] ─── cache ───┘
+        """
+
+        def __init__(self, attention: LatentAttention, dim: int) -> None:
+            super().__init__()
+            self.heads, self.latent_dim, self.rotary_dim = attention.heads, attention.latent, attention.rotary_dim
+            self.key_dim, self.value_dim, reads = attention.key_dim, attention.value_dim, dim
+            self.query_latent = self.query_norm = None
+            if attention.query_latent is not None:
+                reads = attention.query_latent
+                self.query_latent = Linear(dim, reads, bias=attention.bias)
+                self.query_norm = Norm(LATENT_NORM, reads)
+            self.query = Linear(reads, self.heads * (self.key_dim + self.rotary_dim), bias=False)
+            self.latent = Linear(dim, self.latent_dim, bias=attention.bias)
+            self.rotary_key = Linear(dim, self.rotary_dim, bias=attention.bias)
+            self.latent_norm = Norm(LATENT_NORM, self.latent_dim)
+            self.key = Linear(self.latent_dim, self.heads * self.key_dim, bias=False)
+            self.value = Linear(self.latent_dim, self.heads * self.value_dim, bias=False)
+            self.output = Linear(self.heads * self.value_dim, dim, bias=attention.bias)
+            lay_side_by_side(self.side_by_side())
+            self.angles = rotary_angles(attention.position, self.rotary_dim)
+            self.mask = attention_mask("causal", None)
+            self.scale, self.dropout = attention.scale, attention.dropout
+
+        def side_by_side(self) -> list[nn.Linear]:
+            return [self.query_latent or self.query, self.latent, self.rotary_key]
+
+        def horizon(self) -> int | None:
+            return self.mask.horizon()
+
+        def forward(self, x_BTD: torch.Tensor, context: Context, cache: LayerCache | None = None) -> torch.Tensor:
+            q, latent, key = project(x_BTD, self.side_by_side())
+            if self.query_norm is not None:
+                q = self.query(self.query_norm(q))
+            q = q.unflatten(-1, (self.heads, -1))
+            tables = context.rotary(self.angles, context.queries)
+            turned = self.angles.rotate(q[..., self.key_dim :], tables).transpose(1, 2)
+            plain = q[..., : self.key_dim].transpose(1, 2)
+            row = torch.cat((self.latent_norm(latent)[:, :, None], self.angles.rotate(key[:, :, None], tables)), -1)
+            (rows,), keys = context.keep(cache, row.transpose(1, 2))
+            visible = context.visible(self.mask, keys)
+            scores = Scores(self.scale, dropout=self.dropout if self.training else 0.0)
+            if self.absorbs(plain.shape[2], rows.shape[2]):
+                q = torch.cat((plain @ self.key.weight.unflatten(0, (self.heads, -1)), turned), -1)
+                out = kernels.attend(q, rows, rows, visible, scores)[..., : self.latent_dim]
+                out = out @ self.value.weight.unflatten(0, (self.heads, -1)).transpose(-1, -2)
+            else:
+                k, v = (
+                    make(rows[:, 0, :, : self.latent_dim]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                    for make in (self.key, self.value)
+                )
+                k = torch.cat((k, rows[..., self.latent_dim :].expand(-1, self.heads, -1, -1)), -1)
+                out = kernels.attend(torch.cat((plain, turned), -1), k, v, visible, scores)
+            return self.output(out.transpose(1, 2).flatten(2))
+
+        def absorbs(self, tokens: int, keys: int) -> bool:
+            # A matrix that was replaced or hooked (an adapter, a trace) wants to be asked itself.
+            asked = any(type(made) is not Linear or made._forward_hooks for made in (self.key, self.value))
+            head = self.key_dim + self.value_dim
+            return not asked and absorption_pays(tokens, keys, self.latent_dim, self.rotary_dim, head)
+
+    return Module
+
+
+@register_mixer
+class GroupedExperts(RoutedExperts, frozen=True):
+    """A token's experts are the best of its best groups (DeepSeek-V3, section 2.1.2, eq. 12 to 16).
+
+    Shares are sigmoids. A group is as good as its two best experts; `top_groups` of `groups` may be chosen from. A
+    learned correction of each expert's share counts in the choice and not in the weight; a rule of training sets it
+    (no gradient does). Weights are multiplied by `factor`.
+    """
+
+    kind: Literal["grouped_experts"] = "grouped_experts"
+    groups: PositiveInt
+    top_groups: PositiveInt
+    factor: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> GroupedExperts:
+        if self.experts % self.groups or self.experts < 2 * self.groups:
+            raise ValueError(f"groups={self.groups} must divide experts={self.experts} into groups of two at least")
+        if self.top_groups > self.groups or self.top_k > self.top_groups * self.experts // self.groups:
+            raise ValueError(f"top_groups={self.top_groups} of groups={self.groups} do not hold top_k={self.top_k}")
+        return self
+
+    def shapes(self, dim: int, source_dim: int | None = None) -> dict[str, tuple[int, ...]]:
+        return super().shapes(dim, source_dim) | {"correction": (self.experts,)}
+
+    def module(self) -> Any:
+        return _grouped_experts()
+
+
+@cache
+def _grouped_experts() -> type:
+    from collections.abc import Callable
+    from typing import Self
+
+    import torch
+    import torch.nn.functional as F
+
+    from anyformer.parts.experts import Experts
+
+    class Module(Experts):
+        correction: torch.nn.Parameter
+
+        def __init__(self, experts: GroupedExperts, dim: int) -> None:
+            super().__init__(experts, dim)
+            self.groups, self.top_groups, self.factor = experts.groups, experts.top_groups, experts.factor
+            self.correction.requires_grad_(False)
+
+        def route(self, x_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            wide = torch.promote_types(x_ND.dtype, torch.float32)
+            shares_NE = F.linear(x_ND.to(wide), self.router.weight.to(wide)).sigmoid()
+            grouped = (shares_NE + self.correction).unflatten(-1, (self.groups, -1))
+            best = grouped.topk(2, -1).values.sum(-1).topk(self.top_groups, -1).indices
+            closed = torch.ones_like(grouped[..., 0], dtype=torch.bool).scatter(-1, best, False)
+            open_NE = grouped.masked_fill(closed[..., None], -torch.inf).flatten(-2)
+            chosen_NK = open_NE.topk(self.top_k, -1).indices
+            weight_NK = shares_NE.gather(-1, chosen_NK)
+            if self.normalize:
+                weight_NK = weight_NK / (weight_NK.sum(-1, keepdim=True) + 1e-20)
+            return shares_NE, weight_NK * self.factor, chosen_NK
+
+        def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+            # Published in float32 among bfloat16, which would move the choice.
+            exact = self.correction.data
+            module: Any = super()._apply(fn, recurse)
+            if self.correction.dtype != exact.dtype:
+                self.correction.data = exact.to(self.correction.device)
+            return module
+
+    return Module
+
+
+def read(config: Config) -> Transformer:
+    config.assume(max_position_embeddings=4096, q_lora_rank=1536, first_k_dense_replace=3, n_shared_experts=1)
+    attention = read_attention(config)
+    depth, dense = config.size("num_hidden_layers"), config.integer("first_k_dense_replace")
+    if dense >= depth:
+        config.refuse(f"first_k_dense_replace={dense} leaves no layer of num_hidden_layers={depth} with experts")
+    sparse = pre_norm(config, attention, read_experts(config))
+    if not dense:
+        return read_decoder(config, sparse)
+    plain = pre_norm(config, attention, read_feed_forward(config))
+    return read_decoder(config, plain.replace(repeat=dense), sparse.replace(repeat=depth - dense))
+
+
+def read_attention(config: Config) -> LatentAttention:
+    heads = config.size("num_attention_heads", "num_key_value_heads")
+    key_dim = config.size("qk_nope_head_dim", default=128)
+    turned = config.size("qk_rope_head_dim", "head_dim", default=64)
+    if config.size("qk_head_dim", default=key_dim + turned) != key_dim + turned:
+        config.refuse("qk_head_dim is not qk_nope_head_dim + qk_rope_head_dim; remove it")
+    position = rotary(config, head_dim=turned, context=config.size("max_position_embeddings"))
+    forms = [config.section(name) for name in ("rope_scaling", "rope_parameters")]
+    mscales = {form.number("mscale_all_dim", default=0.0) for form in forms if form.attributes}
+    if len(mscales) > 1:
+        config.refuse("rope_scaling and rope_parameters contradict each other; remove one of them")
+    return LatentAttention(
+        heads=heads,
+        latent=config.size("kv_lora_rank", default=512),
+        query_latent=config.size("q_lora_rank", default=None),
+        key_dim=key_dim,
+        rotary_dim=turned,
+        value_dim=config.size("v_head_dim", default=128),
+        position=position.replace(interleaved=config.flag("rope_interleave", default=True)),
+        mscale=max(mscales, default=0.0),
+        bias=config.flag("attention_bias", default=False),
+        dropout=config.number("attention_dropout", default=0.0),
+    )
+
+
+def read_experts(config: Config) -> GroupedExperts:
+    hidden = config.size("moe_intermediate_size", default=2048)
+    return GroupedExperts(
+        experts=config.size("n_routed_experts", "num_local_experts", default=256),
+        top_k=config.size("num_experts_per_tok", default=8),
+        hidden=hidden,
+        activation=config.activation("hidden_act", default="silu"),
+        normalize=config.flag("norm_topk_prob", default=True),
+        shared_hidden=hidden * config.size("n_shared_experts"),
+        groups=config.size("n_group", default=8),
+        top_groups=config.size("topk_group", default=4),
+        factor=config.number("routed_scaling_factor", default=2.5),
+    )
+
+
+def write(spec: Transformer) -> dict[str, Any]:
+    stack = given(spec.decoder, Stack, "a decoder")
+    attention, norm = branch(stack, "attention", LatentAttention)
+    layers = [[branch.mixer for branch in block.branches] for block in stack.layers()]
+    found = {type(mixer): mixer for layer in layers for mixer in layer}
+    experts = given(found.get(GroupedExperts), GroupedExperts, "layers with grouped experts")
+    dense = found.get(FeedForward)
+    return {
+        **write_stack(spec, norm),
+        **write_attention(attention),
+        "first_k_dense_replace": sum(experts not in layer for layer in layers),
+        "intermediate_size": dense.hidden if isinstance(dense, FeedForward) else experts.hidden * experts.top_k,
+        "hidden_act": activation_name(experts.activation),
+        "moe_intermediate_size": experts.hidden,
+        "n_routed_experts": experts.experts,
+        "n_shared_experts": (experts.shared_hidden or 0) // experts.hidden,
+        "num_experts_per_tok": experts.top_k,
+        "norm_topk_prob": experts.normalize,
+        "n_group": experts.groups,
+        "topk_group": experts.top_groups,
+        "routed_scaling_factor": experts.factor,
+    }
+
+
+def write_attention(attention: LatentAttention) -> dict[str, Any]:
+    """What `read_attention` reads."""
+    positions = rotary_attributes(attention.position)
+    if attention.mscale:
+        positions["rope_scaling"]["mscale_all_dim"] = attention.mscale
+        if positions["rope_scaling"].get("attention_factor") == 1:
+            # As published: what two equal factors come to, and what older readers know.
+            del positions["rope_scaling"]["attention_factor"]
+            positions["rope_scaling"]["mscale"] = attention.mscale
+    return {
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.heads,
+        "kv_lora_rank": attention.latent,
+        "q_lora_rank": attention.query_latent,
+        "qk_nope_head_dim": attention.key_dim,
+        "qk_rope_head_dim": attention.rotary_dim,
+        "v_head_dim": attention.value_dim,
+        **positions,
+        "rope_interleave": attention.position.interleaved,
+        "attention_bias": attention.bias,
+        "attention_dropout": attention.dropout,
+    }
+
+
+def tensors(spec: Transformer) -> Table:
+    attention, _ = branch(spec.decoder, "attention", LatentAttention)
+    layer, ours = "model.layers.*.self_attn", "decoder.layers.*.attention"
+    saved, shared = "model.layers.*.mlp.shared_experts", "decoder.layers.*.experts.shared"
+    return (
+        Tensor(f"{layer}.q_a_proj.*", f"{ours}.query_latent.*"),
+        Tensor(f"{layer}.q_a_layernorm.weight", f"{ours}.query_norm.weight"),
+        Tensor(f"{layer}.{'q_proj' if attention.query_latent is None else 'q_b_proj'}.weight", f"{ours}.query.weight"),
+        Tensor(f"{layer}.kv_a_proj_with_mqa.*", (f"{ours}.latent.*", f"{ours}.rotary_key.*")),
+        Tensor(f"{layer}.kv_a_layernorm.weight", f"{ours}.latent_norm.weight"),
+        Tensor(f"{layer}.kv_b_proj.weight", (f"{ours}.key.weight", f"{ours}.value.weight"), groups=attention.heads),
+        *expert_tensors("mlp", "gate_proj", "up_proj", "down_proj"),
+        Tensor("model.layers.*.mlp.gate.e_score_correction_bias", "decoder.layers.*.experts.correction"),
+        *(Tensor(f"{saved}.{name}_proj.weight", f"{shared}.{name}.weight") for name in ("gate", "up", "down")),
+        *decoder.tensors(spec),
+        Unused(f"model.layers.{spec.output.depth}.**", "predicts the token after the next, to train and to speculate"),
+    )
+
+
+def _size(dim: int, layers: int, heads: int, hidden: int, vocabulary: int, context: int, **more: Any) -> dict[str, Any]:
+    return size(dim, layers, heads, heads, hidden, vocabulary, context, **more)
+
+
+family = Family(
+    name="deepseek_v3",
+    title="DeepSeek-V3",
+    paper="https://arxiv.org/abs/2412.19437",
+    model_types=("deepseek_v3",),
+    architectures=architectures("DeepseekV3"),
+    presets={
+        "tiny": _size(
+            *(64, 3, 4, 96, 512, 512),
+            first_k_dense_replace=1,
+            q_lora_rank=48,
+            kv_lora_rank=32,
+            qk_nope_head_dim=16,
+            qk_rope_head_dim=8,
+            v_head_dim=16,
+            moe_intermediate_size=32,
+            n_routed_experts=8,
+            num_experts_per_tok=2,
+            n_group=4,
+            topk_group=2,
+        ),
+        "moonlight-16b-a3b": _size(
+            *(2048, 27, 16, 11264, 163840, 8192),
+            first_k_dense_replace=1,
+            q_lora_rank=None,
+            moe_intermediate_size=1408,
+            n_routed_experts=64,
+            n_shared_experts=2,
+            num_experts_per_tok=6,
+            n_group=1,
+            topk_group=1,
+            routed_scaling_factor=2.446,
+            rope_theta=50000.0,
+            rms_norm_eps=1e-5,
+        ),
+        "671b": _size(
+            *(7168, 61, 128, 18432, 129280, 163840),
+            rope_scaling={
+                "rope_type": "yarn",
+                "factor": 40.0,
+                "original_max_position_embeddings": 4096,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+            },
+        ),
+    },
+    read=read,
+    write=write,
+    tensors=tensors,
+    prefix="model.",
+    defaults={"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1},
+    ignored={
+        **ROUTER_IGNORED,
+        "intermediate_size": "the width of layers without experts, of which there are none",
+        "num_nextn_predict_layers": "layers that predict the token after the next are no part of the model itself",
+        "num_mtp_layers": "layers that predict the token after the next are no part of the model itself",
+        "ep_size": "on how many machines experts were spread while it was trained",
+        "aux_loss_alpha": "a loss of the authors' own training, which the published model does not have",
+        "seq_aux": "a loss of the authors' own training, which the published model does not have",
+    },
+)
