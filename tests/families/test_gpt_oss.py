@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import odd
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import anyformer as af
 from anyformer import families, planning
 from anyformer.errors import SpecError
 from anyformer.families.family import branch
@@ -86,6 +89,17 @@ def test_positions_without_scaling() -> None:
     for spec in (plain, families.gpt_oss("tiny")):
         assert families.gpt_oss.parse(families.gpt_oss.express(spec))[0] == spec
     assert branch(plain.decoder, "attention", Attention)[0].position == Rotary(base=150000.0)
+
+
+@torch.no_grad()
+def test_positions_as_published(tmp_path: Path) -> None:
+    """YaRN without rounding, beyond the window and the context before scaling, gives the reference's logits."""
+    pytest.importorskip("transformers")
+    theirs = odd.reference_model(families.gpt_oss, families.gpt_oss("tiny"), "GptOssForCausalLM", seed=0)
+    theirs.save_pretrained(tmp_path)
+    ids = torch.randint(512, (1, 200), generator=torch.Generator().manual_seed(0))
+    wanted = theirs(input_ids=ids).logits
+    assert (af.load(tmp_path, device="cpu")(ids).logits - wanted).abs().max() < 1e-5 * wanted.abs().max()
 
 
 def test_flops_of_its_experts() -> None:
