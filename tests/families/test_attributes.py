@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from functools import cache
 from typing import Any
 
 import odd
@@ -20,11 +21,17 @@ from anyformer.families.config import GENERATION
 CHOOSES = {"model_type", "architectures"}
 
 
-def attributes(family: Family, architecture: str) -> dict[str, Any]:
-    """Every attribute that the reference's configuration has, in the new form and the old."""
+@cache
+def _attributes(name: str, architecture: str) -> dict[str, Any]:
+    family = families.named(name)
     spec = odd.odd_spec(family, 1, architecture)
     said = {**family.express(spec), "architectures": [architecture]}
     return {**odd.reference().AutoConfig.for_model(**said).to_dict(), **said}
+
+
+def attributes(family: Family, architecture: str) -> dict[str, Any]:
+    """Every attribute that the reference's configuration has, in the new form and the old."""
+    return copy.deepcopy(_attributes(family.name, architecture))
 
 
 def mutations(value: Any) -> list[Any]:
