@@ -55,7 +55,7 @@ def test_both_ways(tmp_path: Path, family: families.Family, dtype: torch.dtype) 
             del generation["pad_token_id"]
         path = write(tmp_path / architecture, spec, family.name, generation=generation, dtype=dtype)
         found = checkpoints.open(path)
-        assert (found.spec, found.family, found.dtype) == (spec, family.name, dtype)
+        assert (found.spec, found.family, found.dtype) == (spec, (family.format or family).name, dtype)
         assert found.generation == generation
         assert found.tokenizer is None
         for name, tensor in numbers(spec, dtype).items():

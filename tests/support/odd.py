@@ -16,6 +16,8 @@ import torch
 
 from anyformer.errors import SpecError
 from anyformer.families import Family, registered
+from anyformer.families.names import fill
+from anyformer.planning.shapes import shapes
 from anyformer.spec import Transformer
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
@@ -51,8 +53,11 @@ def odd_spec(family: Family, seed: int, architecture: str | None = None) -> Tran
     name = architecture or next(iter(family.architectures))
     spec = family("tiny", architectures=[name])
     for change in changes(chance, seed):
+        before = apply(spec.model_dump(), {})
+        if (after := apply(before, change)) == before:
+            continue
         try:
-            changed = Transformer.from_data(apply(spec.model_dump(), change))
+            changed = Transformer.from_data(after)
             family.express(changed)
         except SpecError:
             continue
@@ -115,7 +120,12 @@ def changes(chance: random.Random, seed: int) -> Iterator[dict[str, dict[str, An
     if seed % 4 != 2:
         yield {"attention": {"soft_cap": 1.5}}
     yield {"language_model": {"soft_cap": None if seed % 4 == 2 else 2.5}}
+    if seed % 4 == 3:
+        yield {"embeddings": {"scale": None}}
+    if seed % 4 > 1:
+        yield {"transformer": {"shared_embedding": False, "decoder": with_fewer_tokens}}
     yield {"language_model": {"tied": bool(seed % 2)}}
+    yield {"language_model": {"bias": bool(seed % 2)}}
     yield {"masked_language_model": {"tied": bool(seed % 2)}}
     yield {"masked_language_model": {"dense_bias": bool(seed % 2)}}
     if seed % 4 > 1:
@@ -164,6 +174,14 @@ def apply(data: Any, change: dict[str, dict[str, Any]], name: str = "transformer
     return data
 
 
+def with_fewer_tokens(model: Any) -> Any:
+    """The decoder of an encoder-decoder, with a vocabulary of its own; any other as it is."""
+    decoder = model["decoder"]
+    if model["encoder"] is None or decoder is None:
+        return decoder
+    return {**decoder, "embeddings": {**decoder["embeddings"], "vocabulary": 59}}
+
+
 def without_experts(data: Any) -> Any:
     """`data` with a feed-forward for each mixture of experts."""
     if isinstance(data, list | tuple):
@@ -185,8 +203,9 @@ def reference_model(family: Family, spec: Transformer, architecture: str, seed: 
         warnings.simplefilter("ignore")
         model = getattr(transformers, architecture)(config).eval()
     untie(model, spec)
+    train_buffers(model, family, spec)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in (parameter for parameter in model.parameters() if parameter.requires_grad):
             parameter.add_(0.3 * torch.randn_like(parameter) / max(1, parameter.shape[-1]) ** 0.25)
     return model
 
@@ -196,6 +215,16 @@ def untie(model: Any, spec: Transformer) -> None:
     output = model.get_output_embeddings()
     if getattr(spec.head, "tied", True) is False and output.weight is model.get_input_embeddings().weight:
         output.weight = torch.nn.Parameter(output.weight.detach().clone())
+
+
+def train_buffers(model: Any, family: Family, spec: Transformer) -> None:
+    """transformers keeps some of what is learned as buffers, which have no gradient to compare."""
+    learned = {name for line in fill(family.tensors(spec), shapes(spec)) for name in line.saved}
+    for name, buffer in list(model.named_buffers()):
+        if name in learned:
+            module, _, own = name.rpartition(".")
+            delattr(model.get_submodule(module), own)
+            model.get_submodule(module).register_parameter(own, torch.nn.Parameter(buffer))
 
 
 def save_reference(model: Any, directory: Path) -> Path:

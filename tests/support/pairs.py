@@ -167,7 +167,7 @@ def greedy_tokens(pair: Pair) -> bool:
     # Without its cache, which miscounts the layers of a decoder that is deeper than its encoder.
     settings = {"do_sample": False, "num_beams": 1, "max_new_tokens": 24, "min_new_tokens": 24, "use_cache": False}
     theirs = pair.theirs.generate(input_ids=ids, attention_mask=valid.long(), **settings)[:, -24:]
-    ours = pair.ours.generate(ids, valid=valid, max_new_tokens=24)
+    ours = pair.ours.generate(ids, valid=valid, max_new_tokens=24, eos=())
     assert ours.shape == theirs.shape
     return all(
         torch.equal(one, other) or tied(pair, ids[row][valid[row]], one, other)

@@ -7,7 +7,7 @@ from typing import Any
 
 from anyformer.families.config import Config, activation_name
 from anyformer.families.family import Family, branch, given
-from anyformer.families.names import Table, Tensor, Unused
+from anyformer.families.names import Row, Table, Tensor, Unused
 from anyformer.spec import (
     Attention,
     Block,
@@ -31,17 +31,21 @@ _OFFSET = 2
 def read(config: Config) -> Transformer:
     for name in ("is_encoder_decoder", "tie_word_embeddings"):
         config.expect(name, True)
-    stacks = {name: _stack(config, name) for name in ("encoder", "decoder")}
+    vocabulary = config.size("vocab_size", default=50265)
+    position = Learned(size=config.size("max_position_embeddings", default=1024), offset=_OFFSET)
     return Transformer(
-        **stacks,
+        encoder=read_stack(config, "encoder", vocabulary, position=position, norm=_NORM),
+        decoder=read_stack(config, "decoder", vocabulary, position=position, norm=_NORM),
         shared_embedding=True,
         head=config.head(LanguageModelHead(tied=True), EmbeddingHead()),
-        context=config.size("max_position_embeddings", default=1024),
+        context=position.size,
         initialization=Initialization(std=config.number("init_std", default=0.02)),
     )
 
 
-def _stack(config: Config, name: str) -> Stack:
+def read_stack(config: Config, name: str, vocabulary: int, **embeddings: Any) -> Stack:
+    """The encoder or decoder of BART and Marian, whose configs have the same attributes; `embeddings` is what the
+    family's have besides the table."""
     decodes, dim = name == "decoder", config.size("d_model", "hidden_size")
     # Files say the encoder's twice, under the names of all models.
     heads = config.size(f"{name}_attention_heads", *([] if decodes else ["num_attention_heads"]), default=16)
@@ -72,18 +76,23 @@ def _stack(config: Config, name: str) -> Stack:
         depth=depth,
         pattern=(Block(branches=tuple(branches)),),
         embeddings=Embeddings(
-            vocabulary=config.size("vocab_size", default=50265),
-            position=Learned(size=config.size("max_position_embeddings", default=1024), offset=_OFFSET),
+            vocabulary=vocabulary,
             scale=dim**0.5 if config.flag("scale_embedding", default=False) else None,
-            norm=_NORM,
             dropout=dropout,
+            **embeddings,
         ),
     )
 
 
 def write(spec: Transformer) -> dict[str, Any]:
+    attributes = write_stacks(spec)
+    position = given(spec.output.embeddings.position, Learned, "learned positions")
+    return {**attributes, "max_position_embeddings": position.size}
+
+
+def write_stacks(spec: Transformer) -> dict[str, Any]:
+    """What `read_stack` reads, and the rest that BART and Marian have in common."""
     encoder, decoder = given(spec.encoder, Stack, "an encoder"), given(spec.decoder, Stack, "a decoder")
-    position = given(encoder.embeddings.position, Learned, "learned positions")
     attributes: dict[str, Any] = {}
     for name, stack in (("encoder", encoder), ("decoder", decoder)):
         attention, _ = branch(stack, "attention", Attention)
@@ -100,7 +109,6 @@ def write(spec: Transformer) -> dict[str, Any]:
         **attributes,
         "vocab_size": encoder.embeddings.vocabulary,
         "d_model": encoder.dim,
-        "max_position_embeddings": position.size,
         "dropout": encoder.embeddings.dropout,
         "scale_embedding": encoder.embeddings.scale is not None,
         "init_std": spec.initialization.std or 0.02,
@@ -109,13 +117,16 @@ def write(spec: Transformer) -> dict[str, Any]:
 
 
 def tensors(spec: Transformer) -> Table:
-    copies = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
+    """The names of BART and Marian."""
+    tables = [f"model.{stack}.embed_tokens.weight" for stack in ("encoder", "decoder")]
     lines: list[Tensor | Unused] = [
-        Tensor("model.shared.weight", "encoder.embeddings.tokens.weight", aliases=copies),
         Tensor("lm_head.weight", "head.output.weight"),
+        Tensor("final_logits_bias", "head.output.bias", layout=(Row(),)),
         Unused("final_logits_bias", "a bias that was never trained and is all nought", zero=True),
     ]
-    for stack in ("encoder", "decoder"):
+    if spec.shared_embedding:
+        lines.append(Tensor("model.shared.weight", "encoder.embeddings.tokens.weight", aliases=tuple(tables)))
+    for stack, table in zip(("encoder", "decoder"), tables):
         layer, ours = f"model.{stack}.layers.*", f"{stack}.layers.*"
         for module, role in (("self_attn", "attention"), ("encoder_attn", "cross_attention")):
             lines += [
@@ -126,6 +137,7 @@ def tensors(spec: Transformer) -> Table:
                 Tensor(f"{layer}.{module}_layer_norm.*", f"{ours}.{role}_norm.*"),
             ]
         lines += [
+            Tensor(table, f"{stack}.embeddings.tokens.weight"),
             Tensor(f"model.{stack}.embed_positions.weight", f"{stack}.embeddings.positions.weight"),
             Tensor(f"model.{stack}.layernorm_embedding.*", f"{stack}.embeddings.norm.*"),
             Tensor(f"{layer}.fc1.*", f"{ours}.feed_forward.up.*"),
@@ -136,7 +148,8 @@ def tensors(spec: Transformer) -> Table:
     return lines
 
 
-def _size(dim: int, layers: int, heads: int, hidden: int, **more: Any) -> dict[str, Any]:
+def size(dim: int, layers: int, heads: int, hidden: int, **more: Any) -> dict[str, Any]:
+    """A preset's attributes, the same for encoder and decoder."""
     sides = {
         f"{name}_{what}": value
         for name in ("encoder", "decoder")
@@ -145,6 +158,14 @@ def _size(dim: int, layers: int, heads: int, hidden: int, **more: Any) -> dict[s
     return {"vocab_size": 50265, "d_model": dim, **sides, **more}
 
 
+#: Attributes of both that change nothing.
+IGNORED = {
+    "encoder_layerdrop": "which layers training leaves out at random",
+    "decoder_layerdrop": "which layers training leaves out at random",
+    "classifier_dropout": "dropout of a classification head",
+    "classif_dropout": "dropout of a classification head",
+}
+
 family = Family(
     name="bart",
     title="BART",
@@ -152,9 +173,9 @@ family = Family(
     model_types=("bart",),
     architectures={"BartForConditionalGeneration": "language_model", "BartModel": "embedding"},
     presets={
-        "tiny": _size(64, 2, 4, 256, vocab_size=1024, max_position_embeddings=128),
-        "base": _size(768, 6, 12, 3072),
-        "large": _size(1024, 12, 16, 4096),
+        "tiny": size(64, 2, 4, 256, vocab_size=1024, max_position_embeddings=128),
+        "base": size(768, 6, 12, 3072),
+        "large": size(1024, 12, 16, 4096),
     },
     read=read,
     write=write,
@@ -169,10 +190,7 @@ family = Family(
         "static_position_embeddings": False,
     },
     ignored={
-        "encoder_layerdrop": "which layers training leaves out at random",
-        "decoder_layerdrop": "which layers training leaves out at random",
-        "classifier_dropout": "dropout of a classification head",
-        "classif_dropout": "dropout of a classification head",
+        **IGNORED,
         "force_bos_token_to_be_generated": "a setting of generation (before version 4.10)",
     },
     generation={

@@ -78,6 +78,8 @@ class Family:
     - `defaults`: attributes that mean nothing at this value and are refused at any other; `ignored`: attributes that
       change nothing, with the reason.
     - `generation`: what generation assumes where no file says it.
+    - `format`: the family in whose format this one's files are, where it has sizes but no format of its own; they load
+      as that family's.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Family:
     ignored: Mapping[str, str] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
     gguf: Gguf | None = None
+    format: Family | None = None
 
     def __call__(self, size: str, **attributes: Any) -> Transformer:
         """The spec of a published (or `tiny`) size; `attributes` of config.json override the preset's.

@@ -18,9 +18,10 @@ _FAMILIES: dict[str, Family] = {}
 def register(family: Family) -> Family:
     """Make a family known by its name, model types and class names; gives it back.
 
-    Raises `SpecError` if another family has one of them already.
+    Raises `SpecError` if another family has one of them already. A family in another's format makes no claim to them.
     """
-    for other in _FAMILIES.values():
+    rivals = [other for other in _FAMILIES.values() if other.format is None and family.format is None]
+    for other in rivals:
         for what in ("model_types", "architectures"):
             if both := sorted(set(getattr(family, what)) & set(getattr(other, what))):
                 raise SpecError(f"the families {family.name} and {other.name} both claim {', '.join(both)}")
@@ -46,7 +47,7 @@ def named(name: str) -> Family:
 
 def find(model_type: str) -> Family:
     """The family of a config.json's `model_type`. Raises `SpecError` naming those there are."""
-    families = {known: family for family in registered().values() for known in family.model_types}
+    families = _claimed("model_types")
     if not isinstance(model_type, str) or model_type not in families:
         raise SpecError(f"no family reads the model type {model_type!r}; known are {', '.join(families)}")
     return families[model_type]
@@ -64,11 +65,18 @@ def of(attributes: Mapping[str, Any], where: str = "config.json") -> Family:
             raise SpecError(f"{where}: {error}") from None
     names = attributes.get("architectures")
     architecture = str(names[0]) if isinstance(names, list) and names else None
-    families = {known: family for family in registered().values() for known in family.architectures}
+    families = _claimed("architectures")
     if architecture not in families:
         said = "it names no model_type and no architecture" if architecture is None else f"unknown: {architecture!r}"
         raise SpecError(f"{where}: {said}; known architectures are {', '.join(families)}")
     return families[architecture]
+
+
+def _claimed(what: str) -> dict[str, Family]:
+    """The family that reads each of the `model_types`, or `architectures`, that there are."""
+    return {
+        known: family for family in registered().values() if family.format is None for known in getattr(family, what)
+    }
 
 
 def of_gguf(architecture: str, metadata: Mapping[str, Any], where: str) -> Family:
