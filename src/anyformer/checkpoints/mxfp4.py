@@ -17,8 +17,9 @@ from anyformer.errors import CheckpointError
 
 #: What four bits mean: a sign, two bits of exponent, one of mantissa.
 NUMBERS = [sign * number for sign in (1.0, -1.0) for number in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)]
-#: The two numbers of each byte.
-PAIRS = torch.tensor([(NUMBERS[byte & 15], NUMBERS[byte >> 4]) for byte in range(256)])
+_BYTES = [(NUMBERS[byte & 15], NUMBERS[byte >> 4]) for byte in range(256)]
+#: The two numbers of each byte, side by side in 32 bits, so that they are looked up as one.
+PAIRS = torch.tensor(_BYTES, dtype=torch.bfloat16).view(torch.int32).flatten()
 
 
 def unpacked(source: Source) -> Source:
@@ -62,6 +63,7 @@ class Mxfp4Source:
 
 
 def unpack(blocks: Tensor, scales: Tensor) -> Tensor:
-    """The float32 numbers [..., 32·groups] of blocks [..., groups, 16] with scales [..., groups]."""
-    numbers = PAIRS.index_select(0, blocks.flatten().int()).view(*scales.shape, 32)
-    return torch.ldexp(numbers, scales[..., None].int() - 127).flatten(-2)
+    """The bfloat16 numbers [..., 32·groups] of blocks [..., groups, 16] with scales [..., groups], which are exact."""
+    numbers = PAIRS.index_select(0, blocks.flatten().int()).view(torch.bfloat16).view(*scales.shape, 32)
+    powers = torch.ldexp(torch.ones(scales.shape), scales.int() - 127).to(torch.bfloat16)
+    return numbers.mul_(powers[..., None]).flatten(-2)
