@@ -24,12 +24,12 @@ demo: .venv/installed  ## train a small model for about three minutes on Python'
 test: .venv/tested  ## the whole default suite
 	$(BIN)/python -m pytest -n 2
 
-check: .venv/tested .venv/checked  ## style, types, floors, and that the README tells the truth
+check: .venv/tested .venv/checked  ## style, types, floors, and that the README and docs tell the truth
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest tests/test_readme.py
+	$(BIN)/python -m pytest tests/test_readme.py tests/test_docs.py
 
 format: .venv/checked
 	$(BIN)/ruff check --fix .

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from enum import StrEnum
+from importlib import resources
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from anyformer.spec.base import Part
 
 Rows = list[dict[str, Any]]
+
+#: What was measured of each family beside the reference implementation, in the order of the columns.
+PARITY = ("logits", "loss", "gradient norm", "cached logits", "greedy tokens", "tensors both ways")
 
 
 class What(StrEnum):
@@ -42,13 +47,16 @@ def list_(
         return
     for name, rows in listed.items():
         print(f"{name}\n")
-        table = new_table(*rows[0])
+        columns = [column for column in rows[0] if column != "paper"]
+        table = new_table(*columns)
         for column in table.columns:
             values = [row[str(column.header)] for row in rows]
             column.justify = "right" if any(isinstance(value, int) for value in values) else "left"
-            column.no_wrap = any(str(value).startswith("https://") for value in values)
         for row in rows:
-            table.add_row(*(_shown(value) for value in row.values()))
+            shown = {column: _shown(row[column]) for column in columns}
+            if "paper" in row:
+                shown["title"] = f"[link={row['paper']}]{row['title']}[/link]"
+            table.add_row(*shown.values())
         print_table(table)
         print()
     if what is None:
@@ -57,6 +65,12 @@ def list_(
 
 def _shown(value: Any) -> str:
     match value:
+        case None:
+            return "-"
+        case bool():
+            return "identical" if value else "DIFFER"
+        case float():
+            return f"{value:.0e}"
         case int():
             return f"{value:,}"
         case list():
@@ -68,19 +82,29 @@ def _shown(value: Any) -> str:
 
 
 def families() -> Rows:
-    """Each family with what it reads."""
+    """Each family with what it reads, and how far it is from the reference implementation: the largest difference over
+    the largest reference as `benchmarks/parity.py` measured it; None where there is nothing to compare, empty where
+    nobody has measured."""
     from anyformer.families import registered
 
+    measured = parity()["families"]
     return [
         {
             "family": name,
+            "title": family.title,
             "sizes": list(family.presets),
             "reads": list(family.model_types),
             "gguf": family.gguf.architecture if family.gguf is not None else "",
+            **{column: measured.get(name, {}).get(column, "") for column in PARITY},
             "paper": family.paper,
         }
         for name, family in registered().items()
     ]
+
+
+def parity() -> dict[str, Any]:
+    """What `benchmarks/parity.py` measured, and beside what: `families` has the figures of each by `PARITY`."""
+    return json.loads(resources.files("anyformer.families").joinpath("parity.json").read_text(encoding="utf-8"))
 
 
 def presets() -> Rows:
