@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from anyformer.checkpoints import pooling
+from anyformer.checkpoints import fp8, mxfp4, pooling
 from anyformer.checkpoints.atomic import staged
 from anyformer.checkpoints.checkpoint import Carried, Checkpoint
-from anyformer.checkpoints.mxfp4 import unpacked
 from anyformer.checkpoints.tensors import OTHER_HEAD, load, ties_output, unload
 from anyformer.checkpoints.weights import INDEX, WEIGHTS, SafetensorsSource, Source, read_json, write_weights
 from anyformer.errors import CheckpointError, SpecError
@@ -60,7 +59,7 @@ def open_directory(directory: Path, ignore: Iterable[str] = ()) -> Checkpoint:
 
     if not any((directory / name).is_file() for name in (CONFIG, SPEC)):
         raise CheckpointError(f"{directory} holds neither {CONFIG} nor {SPEC}, so it is no checkpoint")
-    source = unpacked(SafetensorsSource(directory))
+    source = fp8.unpacked(mxfp4.unpacked(SafetensorsSource(directory)))
     spec, family, attributes, reasons = _describe(directory, source, ignore)
     if family is None:
         loaded = load(source, spec, own_names(spec), ignore=ignore)
@@ -108,11 +107,14 @@ def _describe(directory: Path, source: Source, ignore: Iterable[str]) -> Describ
 
 
 def _generation(directory: Path, family: Family | None, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """What the family takes for granted, an old config.json says, and generation_config.json says, the last winning."""
+    """What the family takes for granted, and what the files say: generation_config.json, and config.json for ids of
+    special tokens that it leaves out; for everything where, in old checkpoints, there is no such file."""
     assumed = family.generation if family is not None else {}
-    said = {name: value for name, value in attributes.items() if name in GENERATION and value is not None}
-    written = read_json(directory / GENERATION_CONFIG) if (directory / GENERATION_CONFIG).is_file() else {}
-    return {**assumed, **said, **written}
+    path = directory / GENERATION_CONFIG
+    written = read_json(path) if path.is_file() else None
+    counts = GENERATION if written is None else {f"{token}_token_id" for token in SPECIAL_TOKENS}
+    said = {name: value for name, value in attributes.items() if name in counts and value is not None}
+    return {**assumed, **said, **(written or {})}
 
 
 def write(

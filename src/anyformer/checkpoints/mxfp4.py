@@ -7,11 +7,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
+from anyformer.checkpoints.packed import PackedSource
 from anyformer.checkpoints.weights import Saved, Source
 from anyformer.errors import CheckpointError
 
@@ -25,37 +24,28 @@ PAIRS = torch.tensor(_BYTES, dtype=torch.bfloat16).view(torch.int32).flatten()
 def unpacked(source: Source) -> Source:
     """A source whose MXFP4 tensors, if it has any, are read as matrices. Raises `CheckpointError` naming blocks that do
     not fit their scales."""
-    packed = [name.removesuffix("_blocks") for name in source.saved if name.endswith("_blocks")]
-    packed = [name for name in packed if f"{name}_scales" in source.saved]
-    return Mxfp4Source(source, packed) if packed else source
+    names = [name.removesuffix("_blocks") for name in source.saved if name.endswith("_blocks")]
+    packed = {name: Saved(_shape(source, name), "BF16") for name in names if f"{name}_scales" in source.saved}
+    parts = {f"{name}{part}" for name in packed for part in ("_blocks", "_scales")}
+    return Mxfp4Source(source, packed, parts) if packed else source
 
 
-class Mxfp4Source:
-    """Another source's tensors, those called `packed` put together from their blocks and scales."""
+def _shape(source: Source, name: str) -> tuple[int, ...]:
+    blocks, scales = (source.saved[f"{name}{part}"] for part in ("_blocks", "_scales"))
+    if blocks.shape != (*scales.shape, 16) or len(scales.shape) < 3 or {blocks.dtype, scales.dtype} != {"U8"}:
+        raise CheckpointError(
+            f"{source.where}: {name}_blocks is {blocks.dtype} {blocks.shape} and {name}_scales {scales.dtype} "
+            f"{scales.shape}, which is no MXFP4; get the files again"
+        )
+    *before, rows, groups = scales.shape
+    return (*before, 32 * groups, rows)
 
-    def __init__(self, source: Source, packed: list[str]) -> None:
-        self.where, self._source, self._packed = source.where, source, frozenset(packed)
-        parts = {f"{name}{part}" for name in packed for part in ("_blocks", "_scales")}
-        self.saved: Mapping[str, Saved] = {
-            **{name: saved for name, saved in source.saved.items() if name not in parts},
-            **{name: Saved(self._shape(name), "BF16") for name in packed},
-        }
 
-    def _shape(self, name: str) -> tuple[int, ...]:
-        blocks, scales = (self._source.saved[f"{name}{part}"] for part in ("_blocks", "_scales"))
-        if blocks.shape != (*scales.shape, 16) or len(scales.shape) < 3 or {blocks.dtype, scales.dtype} != {"U8"}:
-            raise CheckpointError(
-                f"{self.where}: {name}_blocks is {blocks.dtype} {blocks.shape} and {name}_scales {scales.dtype} "
-                f"{scales.shape}, which is no MXFP4; get the files again"
-            )
-        *before, rows, groups = scales.shape
-        return (*before, 32 * groups, rows)
+class Mxfp4Source(PackedSource):
+    """Another source's tensors, the packed ones put together from their blocks and scales."""
 
-    def read(self, name: str) -> Tensor:
-        """The tensor as the file has it, or the matrices that its blocks stand for."""
-        if name not in self._packed:
-            return self._source.read(name)
-        blocks, scales = self._source.read(f"{name}_blocks"), self._source.read(f"{name}_scales")
+    def unpack(self, name: str) -> Tensor:
+        blocks, scales = self.source.read(f"{name}_blocks"), self.source.read(f"{name}_scales")
         matrices = torch.empty(*scales.shape[:-1], 32 * scales.shape[-1], dtype=torch.bfloat16)
         for matrix, block, scale in zip(matrices, blocks, scales):  # one by one, as indices take room
             matrix.copy_(unpack(block, scale))

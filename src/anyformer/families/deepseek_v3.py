@@ -286,6 +286,10 @@ def _grouped_experts() -> type:
 
 def read(config: Config) -> Transformer:
     config.assume(max_position_embeddings=4096, q_lora_rank=1536, first_k_dense_replace=3, n_shared_experts=1)
+    packed = config.section("quantization_config")  # the file's affair: its tensors are unpacked as they are read
+    for name, known in (("quant_method", "fp8"), ("fmt", "e4m3"), ("weight_block_size", [128, 128])):
+        packed.expect(name, known)
+    packed.taken |= {"activation_scheme", "modules_to_not_convert", "scale_fmt"}
     attention = read_attention(config)
     depth, dense = config.size("num_hidden_layers"), config.integer("first_k_dense_replace")
     if dense >= depth:
