@@ -110,20 +110,20 @@ def parity() -> dict[str, Any]:
 def presets() -> Rows:
     """Each preset with its size."""
     from anyformer.families import registered
-    from anyformer.planning import summary
+    from anyformer.planning import count, kv_bytes
 
     rows = []
     for name, family in registered().items():
         for size in family.presets:
-            facts = summary(family(size))
+            spec = family(size)
             rows.append(
                 {
                     "preset": f"{name}:{size}",
-                    "parameters": facts["parameters"]["total"],
-                    "shape": facts["shape"],
-                    "layers": max(facts["layers"].values()),
-                    "context": facts["trained_context"] or "",
-                    "KV bytes/token": facts["kv_bytes_per_token"] or "",
+                    "parameters": count(spec),
+                    "shape": spec.shape,
+                    "layers": max(stack.depth for stack in spec.stacks().values()),
+                    "context": spec.context or "",
+                    "KV bytes/token": kv_bytes(spec, 1) or "",
                 }
             )
     return rows
