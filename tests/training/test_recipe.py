@@ -82,7 +82,7 @@ def test_a_recipe_survives_being_written_down() -> None:
         ("training.minutes", 3, "exactly one of steps, tokens, minutes is needed, not steps and minutes"),
         ("model.from", "x", "exactly one of preset, spec, from is needed, not preset and from"),
         ("training.objective", "masked", r"'masked' is not there \(yet\); this version has causal"),
-        ("training.optimizer", "muon", r"'muon' is not there \(yet\); this version has adamw"),
+        ("training.optimizer", "lion", r"'lion' is not there \(yet\); this version has adamw, muon"),
         ("training.schedule", "wsd", r"this version has constant, linear, cosine"),
         ("training.precision", "float16", r"wrong at 'training.precision'"),
         ("training.batch_tokens", 1000, "batch_tokens=1000 is not a multiple of sequence_length=256"),

@@ -38,6 +38,25 @@ def test_each_schedule_is_its_formula() -> None:
     )
 
 
+def test_the_schedule_of_2017() -> None:
+    """d^-1/2 · min(step^-1/2, step · warmup^-3/2) of the paper's equation 3, scaled to its highest value."""
+    warmup = 40
+    for at in range(200):
+        step = at + 1
+        published = min(step**-0.5, step * warmup**-1.5) / warmup**-0.5
+        found = learning_rate(at, 200, peak=1.0, schedule="inverse_square_root", warmup=warmup)
+        # Ours ends its warm-up at the highest rate, and counts from there.
+        assert found == pytest.approx(published if step <= warmup else ((step - 1) / warmup) ** -0.5)
+
+
+def test_stable_then_falling() -> None:
+    """Four fifths of the run at the highest rate, whatever the warm-up; then a fall to nothing, steep at first."""
+    rates = [learning_rate(at, 100, peak=1.0, schedule="warmup_stable_decay", warmup=10) for at in range(101)]
+    assert rates[10:81] == pytest.approx([1.0] * 71)
+    assert rates[85] == pytest.approx(0.5)  # a quarter of the fall's steps, half of its height
+    assert rates[100] == pytest.approx(0.0)
+
+
 def test_a_float_warmup_is_a_share_of_the_steps() -> None:
     """0.1 of 50 steps are 5."""
     shares = [learning_rate(step, 50, peak=1.0, schedule="linear", warmup=0.1) for step in range(50)]

@@ -75,7 +75,7 @@ def test_packed_is_separate(make: Any) -> None:
     generator = np.random.default_rng(0)
     packed = trainer.gradients(windows, generator), gradients(trainer)
 
-    trainer.optimizer.zero_grad()
+    trainer.model.zero_grad()
     counts, losses, sums = [], [], {name: torch.zeros_like(p) for name, p in trainer.model.named_parameters()}
     for window in windows:
         borders = np.cumsum(window.documents)[:-1]
@@ -86,7 +86,7 @@ def test_packed_is_separate(make: Any) -> None:
                 losses.append(trainer.gradients([Window(tokens, targets, (len(tokens),))], generator) * count)
                 for name, gradient in gradients(trainer).items():
                     sums[name] += gradient * count
-                trainer.optimizer.zero_grad()
+                trainer.model.zero_grad()
     separate = {name: total / sum(counts) for name, total in sums.items()}
     assert sum(losses) / sum(counts) == pytest.approx(packed[0], rel=1e-6)
     assert largest_difference(packed[1], separate) < 1e-5
@@ -100,13 +100,15 @@ def test_padding_changes_nothing(make: Any) -> None:
     cut = Window(window.tokens[:20], window.targets[:20], (20,))
     generator = np.random.default_rng(0)
     loss, padded = trainer.gradients([window], generator), gradients(trainer)
-    trainer.optimizer.zero_grad()
+    trainer.model.zero_grad()
     assert trainer.gradients([cut], generator) == pytest.approx(loss, rel=1e-6)
     assert largest_difference(padded, gradients(trainer)) < 1e-5
 
 
 def state(trainer: Trainer) -> list[Tensor]:
-    moments = [value for state in trainer.optimizer.state.values() for value in state.values()]
+    moments = [
+        value for optimizer in trainer.optimizers for state in optimizer.state.values() for value in state.values()
+    ]
     return [tensor.clone() for tensor in [*trainer.model.parameters(), *moments]]
 
 
@@ -145,9 +147,9 @@ def test_the_gradient_is_clipped_and_its_norm_reported_before(make: Any) -> None
     trainer = make(clip=1e-3)
     trainer.gradients(trainer.loader.batch(0), np.random.default_rng(0))
     norm = torch.stack([gradient.norm() for gradient in gradients(trainer).values()]).norm().item()
-    trainer.optimizer.zero_grad()
+    trainer.model.zero_grad()
     clipped: list[float] = []
-    trainer.optimizer.register_step_pre_hook(
+    trainer.optimizers[0].register_step_pre_hook(
         lambda *_: clipped.append(torch.stack([g.norm() for g in gradients(trainer).values()]).norm().item())
     )
     assert trainer.update(0, 1e-2).gradient_norm == pytest.approx(norm, rel=1e-5) and norm > 1e-2

@@ -1,67 +1,104 @@
-"""Optimizers by name: each takes a model and gives a `torch.optim.Optimizer` over all of its parameters, once each."""
+"""Optimizers by name: each takes a model and gives the torch optimizers that together hold every parameter once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW, Muon, Optimizer
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices decay; vectors and scalars (norms, biases, sinks), which have no scale to lose, do not.
+def learning(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that learn, by name; a tied one by its first."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
-    Every parameter of the model that learns stands in exactly one group, tied ones included.
-    """
-    learning = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    # The biases of a mixture's experts lie side by side and are no matrix.
-    vectors = [parameter for name, parameter in learning if parameter.ndim < 2 or name.endswith("bias")]
-    matrices = [parameter for name, parameter in learning if parameter.ndim >= 2 and not name.endswith("bias")]
+
+def is_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter maps vectors to vectors. The biases of a mixture's experts lie side by side and do not."""
+    return parameter.ndim >= 2 and not name.endswith("bias")
+
+
+def decay_groups(parameters: dict[str, Tensor], weight_decay: float) -> list[dict]:
+    """Matrices decay; vectors and scalars (norms, biases, sinks), which have no scale to lose, do not."""
+    matrices = [parameter for name, parameter in parameters.items() if is_matrix(name, parameter)]
+    vectors = [parameter for name, parameter in parameters.items() if not is_matrix(name, parameter)]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    assert_each_once(model, groups)
     return [group for group in groups if group["params"]]
 
 
-def assert_each_once(model: nn.Module, groups: list[dict]) -> None:
-    """Our own mistake if not: a parameter in no group would never learn, one in two would learn twice."""
-    grouped = [id(parameter) for group in groups for parameter in group["params"]]
-    learning = [id(parameter) for parameter in model.parameters() if parameter.requires_grad]
-    assert sorted(grouped) == sorted(learning), "every parameter must stand in exactly one optimizer group"
+def _adamw(parameters: dict[str, Tensor], weight_decay: float) -> Optimizer:
+    return AdamW(decay_groups(parameters, weight_decay), betas=(0.9, 0.95), eps=1e-8, fused=True)
 
 
-def adamw(model: nn.Module, weight_decay: float) -> Optimizer:
+def adamw(model: nn.Module, weight_decay: float) -> list[Optimizer]:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2), β = (0.9, 0.95)."""
-    return AdamW(decay_groups(model, weight_decay), betas=(0.9, 0.95), eps=1e-8, fused=True)
+    return [_adamw(learning(model), weight_decay)]
 
 
-#: What an optimizer is called in a recipe -> (model, weight decay) -> the optimizer. Every step sets its learning rate.
-OPTIMIZERS: dict[str, Callable[[nn.Module, float], Optimizer]] = {"adamw": adamw}
+def muon(model: nn.Module, weight_decay: float) -> list[Optimizer]:
+    """Momentum made orthogonal (Jordan 2024, https://kellerjordan.github.io/posts/muon) for the matrices between
+    embeddings and head, one projection at a time; AdamW for everything else.
+
+    Its updates are as large as AdamW's (Liu et al. 2025, eq. 4), so that one learning rate serves both. The stacked
+    matrices of experts are AdamW's: torch's Muon takes single ones.
+    """
+    parameters = learning(model)
+    hidden = {
+        name: parameter
+        for name, parameter in parameters.items()
+        if parameter.ndim == 2 and is_matrix(name, parameter) and ".layers." in f".{name}"
+    }
+    rest = {name: parameter for name, parameter in parameters.items() if name not in hidden}
+    return [
+        Muon(list(hidden.values()), weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        _adamw(rest, weight_decay),
+    ]
 
 
-def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
+#: What an optimizer is called in a recipe -> (model, weight decay) -> optimizers. Every step sets their learning rate.
+OPTIMIZERS: dict[str, Callable[[nn.Module, float], list[Optimizer]]] = {"adamw": adamw, "muon": muon}
+
+
+def optimizers(name: str, model: nn.Module, weight_decay: float) -> list[Optimizer]:
+    """The optimizers of that name, which hold each parameter of the model that learns exactly once, tied ones too."""
+    made = OPTIMIZERS[name](model, weight_decay)
+    assert_each_once(model, made)
+    return made
+
+
+def assert_each_once(model: nn.Module, made: Sequence[Optimizer]) -> None:
+    """Our own mistake if not: a parameter in no group would never learn, one in two would learn twice."""
+    grouped = [id(parameter) for optimizer in made for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(map(id, learning(model).values())), (
+        "every parameter must stand in exactly one optimizer group"
+    )
+
+
+def set_learning_rate(made: Sequence[Optimizer], learning_rate: float) -> None:
     """Use `learning_rate` in every group from the next step on."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+    for optimizer in made:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
 
 
-def moments(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """All tensors of the optimizer's state as `parameter.key`, by the model's parameter names."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+def moments(made: Sequence[Optimizer], model: nn.Module) -> dict[str, Tensor]:
+    """All tensors of the optimizers' states as `parameter.key`, by the model's parameter names."""
+    names = {parameter: name for name, parameter in learning(model).items()}
     return {
         f"{names[parameter]}.{key}": value
+        for optimizer in made
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
     }
 
 
-def load_moments(optimizer: Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Give a fresh optimizer the state that `moments` read from another one of the same model."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-    states: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        parameter, _, key = name.rpartition(".")
-        states.setdefault(parameter, {})[key] = tensor
-    packed = optimizer.state_dict()
-    packed["state"] = {index: states[name] for index, name in enumerate(order) if name in states}
-    optimizer.load_state_dict(packed)
+def load_moments(made: Sequence[Optimizer], model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Give fresh optimizers the state that `moments` read from others of the same model."""
+    parameters = learning(model)
+    owner = {
+        parameter: optimizer for optimizer in made for group in optimizer.param_groups for parameter in group["params"]
+    }
+    for key, tensor in tensors.items():
+        name, _, what = key.rpartition(".")
+        parameter = parameters[name]
+        owner[parameter].state[parameter][what] = tensor.to(parameter.device)

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from anyformer.data import Loader, Window, Windows, spread
 from anyformer.model import Transformer
 from anyformer.training.objectives import OBJECTIVES, Batch
-from anyformer.training.optimizers import OPTIMIZERS, load_moments, moments, set_learning_rate
+from anyformer.training.optimizers import load_moments, moments, optimizers, set_learning_rate
 from anyformer.training.prepare import Text
 from anyformer.training.recipe import Recipe
 
@@ -37,7 +37,7 @@ class Update:
 
 
 class Trainer:
-    """A model with its optimizer, on its text: what a single step, a validation and a checkpoint do."""
+    """A model with its optimizers, on its text: what a single step, a validation and a checkpoint do."""
 
     def __init__(self, recipe: Recipe, model: Transformer, text: Text) -> None:
         settings = recipe.training
@@ -46,7 +46,7 @@ class Trainer:
         self.objective.check(model.spec)
         self.model = model.train()
         self.device = next(model.parameters()).device
-        self.optimizer = OPTIMIZERS[settings.optimizer](model, settings.weight_decay)
+        self.optimizers = optimizers(settings.optimizer, model, settings.weight_decay)
         rows = settings.batch_tokens // settings.sequence_length
         self.micro_rows = (settings.micro_batch_tokens or settings.batch_tokens) // settings.sequence_length
         self.loader = Loader(Windows(text.train, settings.sequence_length), rows, self.seed)
@@ -62,9 +62,10 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip or math.inf).item()
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
         if not skipped:
-            set_learning_rate(self.optimizer, rate)
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            set_learning_rate(self.optimizers, rate)
+            for optimizer in self.optimizers:
+                optimizer.step()
+        self.model.zero_grad(set_to_none=True)
         return Update(loss, norm, skipped)
 
     def gradients(self, windows: Sequence[Window], generator: np.random.Generator) -> float:
@@ -96,11 +97,11 @@ class Trainer:
     def write(self, directory: Path) -> None:
         """Write model and moments into a directory."""
         self.model.save(directory)
-        save_file(moments(self.optimizer, self.model), directory / "optimizer.safetensors")
+        save_file(moments(self.optimizers, self.model), directory / "optimizer.safetensors")
 
     def read_moments(self, directory: Path) -> None:
         """Take up the moments that `write` wrote."""
-        load_moments(self.optimizer, self.model, load_file(directory / "optimizer.safetensors"))
+        load_moments(self.optimizers, self.model, load_file(directory / "optimizer.safetensors"))
 
     def _batches(self, windows: Sequence[Window], generator: np.random.Generator) -> Iterator[Batch]:
         for begin in range(0, len(windows), self.micro_rows):
