@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tokenizers import AddedToken, processors
@@ -11,6 +12,15 @@ from tokenizers import Tokenizer as Backend
 from anyformer.errors import TextError
 
 _ADDED_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+@contextmanager
+def naming(where: object) -> Iterator[None]:
+    """What is wrong inside is told with the file that it is wrong in."""
+    try:
+        yield
+    except TextError as error:
+        raise TextError(f"{where}: {error}") from None
 
 
 def content(token: Any) -> str | None:

@@ -8,18 +8,13 @@ from pathlib import Path
 from tokenizers import Tokenizer as Backend
 
 from anyformer.errors import TextError
-from anyformer.text import merges, sentencepiece, tiktoken, wordpiece
+from anyformer.text import marian, merges, sentencepiece, tiktoken, wordpiece
 from anyformer.text.folder import Folder
 from anyformer.text.tokenizer import Tokenizer
 
 
 def _tokenizer_json(folder: Folder, name: str) -> Tokenizer:
-    try:
-        backend = Backend.from_buffer(folder.files[name])
-    # The library raises bare exceptions, whatever is wrong.
-    except Exception as error:
-        raise TextError(f"{folder.path / name} is not a tokenizer: {error}") from None
-    return Tokenizer(backend, folder.config, folder.files)
+    return Tokenizer(Backend.from_buffer(folder.files[name]), folder.config, folder.files)
 
 
 def _model(folder: Folder, name: str) -> Tokenizer:
@@ -30,6 +25,7 @@ def _model(folder: Folder, name: str) -> Tokenizer:
 #: The files that hold a vocabulary, the first ones first where there are several, and what reads each.
 VOCABULARIES: dict[str, Callable[[Folder, str], Tokenizer]] = {
     "tokenizer.json": _tokenizer_json,
+    "source.spm": lambda folder, name: marian.read(folder),
     **dict.fromkeys(("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"), _model),
     **dict.fromkeys(("qwen.tiktoken", "tiktoken.model"), tiktoken.read),
     **dict.fromkeys(("vocab.json", "merges.txt"), lambda folder, name: merges.read(folder)),
@@ -38,6 +34,7 @@ VOCABULARIES: dict[str, Callable[[Folder, str], Tokenizer]] = {
 #: Everything a tokenizer may leave in a directory; a save writes it back as it was.
 FILES = (
     *VOCABULARIES,
+    *("target.spm", "target_vocab.json"),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
 )
 
@@ -53,7 +50,15 @@ def load(directory: str | Path) -> Tokenizer | None:
     except OSError as error:
         raise TextError(f"cannot read {error.filename}: {error.strerror or error}") from None
     name = next((name for name in VOCABULARIES if name in files), None)
-    return None if name is None else VOCABULARIES[name](Folder(directory, files), name)
+    if name is None:
+        return None
+    try:
+        return VOCABULARIES[name](Folder(directory, files), name)
+    except TextError:
+        raise
+    # The library raises bare exceptions, whatever it cannot use.
+    except Exception as error:
+        raise TextError(f"{directory / name} is not a tokenizer: {error}") from None
 
 
 def read(directory: str | Path) -> Tokenizer:

@@ -52,6 +52,17 @@ class Folder:
             raise TextError(f"{self.path / name} is not a JSON object")
         return data
 
+    def ids(self, name: str) -> dict[str, int]:
+        """A vocabulary in a JSON file: each token's id, a whole number, none of them twice."""
+        vocabulary = self.json(name)
+        seen: dict[int, str] = {}
+        for token, id in vocabulary.items():
+            if type(id) is not int or not 0 <= id < 1 << 32:
+                raise TextError(f"{self.path / name} gives {token!r} the id {id!r}; ids are whole numbers from 0 on")
+            if seen.setdefault(id, token) != token:
+                raise TextError(f"{self.path / name} gives {seen[id]!r} and {token!r} the same id, {id}")
+        return vocabulary
+
     def style(self, name: str, known: Mapping[str, T], otherwise: str) -> T:
         """Which of the `known` styles the vocabulary in the file `name` has, by the class that tokenizer_config.json
         names, else by the model type of config.json; the one called `otherwise` where neither is there."""
@@ -82,7 +93,7 @@ class Folder:
         beside = self.config.get("added_tokens_decoder")
         numbered = {str(id): token for token, id in self.json("added_tokens.json").items()}
         add_at(backend, str(self.path / name), {**(beside if isinstance(beside, dict) else {}), **numbered})
-        known = {token.content for token in backend.get_added_tokens_decoder().values()}
+        known = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
         more = self.config.get("additional_special_tokens") or self.config.get("extra_special_tokens") or ()
         said = [self.config.get(role, token) for role, token in roles.items()]
         tokens = [added_token(token, normalized=False) for token in [*said, *more] if content(token)]

@@ -54,7 +54,7 @@ def read(folder: Folder) -> Tokenizer:
     for name, other in ((_VOCABULARY, _MERGES), (_MERGES, _VOCABULARY)):
         if name not in folder.files:
             raise TextError(f"{folder.path / other} needs {name} beside it; a byte-level BPE is both files")
-    vocabulary = vocabulary_of(folder, _VOCABULARY)
+    vocabulary = folder.ids(_VOCABULARY)
     style = folder.style(_VOCABULARY, _STYLES, "roberta" if {"<s>", "</s>"} <= vocabulary.keys() else "gpt2")
     roles = folder.roles(style.roles, vocabulary)
     split = find_split(style.split)
@@ -74,18 +74,6 @@ def read(folder: Folder) -> Tokenizer:
             ids, begin, roles.get("eos_token") if folder.flag("add_eos_token", False) else None
         )
     return tokenizer
-
-
-def vocabulary_of(folder: Folder, name: str) -> dict[str, int]:
-    """The ids of tokens in a JSON file: whole numbers, none of them twice."""
-    vocabulary = folder.json(name)
-    seen: dict[int, str] = {}
-    for token, id in vocabulary.items():
-        if type(id) is not int or not 0 <= id < 1 << 32:
-            raise TextError(f"{folder.path / name} gives {token!r} the id {id!r}; ids are whole numbers from 0 on")
-        if seen.setdefault(id, token) != token:
-            raise TextError(f"{folder.path / name} gives {seen[id]!r} and {token!r} the same id, {id}")
-    return vocabulary
 
 
 def _merges(folder: Folder, vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as Backend
 
 from anyformer.errors import TextError
 from anyformer.text import protobuf
-from anyformer.text.building import around, merges_of
+from anyformer.text.building import around, merges_of, naming
 from anyformer.text.folder import Folder
 from anyformer.text.tokenizer import Tokenizer
 
@@ -28,9 +28,9 @@ _UNIGRAM, _BPE = 1, 2
 _NEVER = -1e6
 
 
-#: What joins the character before it to one grapheme, and a control character (interlinear annotation) that parts them.
+#: What makes one grapheme with the character before it, and a code point that parts them: one that is no character yet.
 _JOINING = r"[\p{M}\n\x{200C}\x{200D}\x{FF9E}\x{FF9F}\x{1F3FB}-\x{1F3FF}]"
-_APART = "\ufff9"
+_APART = "\ufff8"
 
 
 class Pieces(NamedTuple):
@@ -84,17 +84,17 @@ def read(folder: Folder, name: str) -> Tokenizer:
     else before the beginning alone.
     """
     style = folder.style(name, _STYLES, _BY_NAME[name])
-    pieces = parse(folder.files[name], str(folder.path / name))
-    if style.shifted:
-        pieces = _shifted(pieces)
-    if style.extra:
-        pieces = _with_sentinels(pieces, folder.config.get("extra_ids", style.extra), str(folder.path))
-    pieces = pieces._replace(space_first=folder.flag("add_prefix_space", pieces.space_first))
-    ids = {token: id for id, token in enumerate(pieces.tokens)}
-    roles = folder.roles(pieces.roles, ids)
-    # Only where nothing is taken away from a text's beginning does the library know it.
-    plain = not pieces.single_spaces and not pieces.charsmap
-    backend = build(pieces, everywhere=folder.flag("legacy", False) or not plain)
+    with naming(folder.path / name):
+        pieces = parse(folder.files[name])
+        if style.shifted:
+            pieces = _shifted(pieces)
+        if style.extra:
+            pieces = _with_sentinels(pieces, folder.config.get("extra_ids", style.extra))
+        pieces = pieces._replace(space_first=folder.flag("add_prefix_space", pieces.space_first))
+        # Only where nothing is taken away from a text's beginning does the library know it.
+        plain = not pieces.single_spaces and not pieces.charsmap
+        backend = build(pieces, everywhere=folder.flag("legacy", False) or not plain)
+    roles = folder.roles(pieces.roles, backend.get_vocab())
     tokenizer = folder.tokenizer(backend, name, roles)
     begin = roles.get("bos_token") if folder.flag("add_bos_token", style.begins) else None
     end = roles.get("eos_token") if folder.flag("add_eos_token", style.ends) else None
@@ -103,14 +103,12 @@ def read(folder: Folder, name: str) -> Tokenizer:
     return tokenizer
 
 
-def parse(data: bytes, where: str) -> Pieces:
+def parse(data: bytes) -> Pieces:
     """The model in a file's bytes. Raises `TextError` naming the byte where it is damaged, or what is beyond this."""
     try:
         return _parse(data)
     except protobuf.Damaged as error:
-        raise TextError(f"{where} is no SentencePiece model: {error}") from None
-    except TextError as error:
-        raise TextError(f"{where}: {error}") from None
+        raise TextError(f"it is no SentencePiece model: {error}") from None
 
 
 def _parse(data: bytes) -> Pieces:
@@ -173,10 +171,10 @@ def _shifted(pieces: Pieces) -> Pieces:
     )
 
 
-def _with_sentinels(pieces: Pieces, count: Any, where: str) -> Pieces:
+def _with_sentinels(pieces: Pieces, count: Any) -> Pieces:
     """T5's vocabulary (Raffel et al. 2020): sentinels after the pieces, the last one first."""
     if type(count) is not int or count < 0:
-        raise TextError(f"extra_ids in {where} is {count!r}; it is the number of sentinels, a whole number from 0 on")
+        raise TextError(f"extra_ids beside it is {count!r}; it is the number of sentinels, a whole number from 0 on")
     return pieces._replace(
         tokens=[*pieces.tokens, *(f"<extra_id_{number}>" for number in reversed(range(count)))],
         scores=pieces.scores + [0.0] * count,

@@ -88,6 +88,7 @@ def _tokens(data: bytes, where: str) -> list[str]:
     """The tokens by rank, in the alphabet of bytes."""
     alphabet = byte_alphabet()
     ranks: dict[int, str] = {}
+    known: set[str] = set()
     for number, line in enumerate(data.splitlines(), 1):
         if not line:
             continue
@@ -98,12 +99,14 @@ def _tokens(data: bytes, where: str) -> list[str]:
             token = "".join(alphabet[byte] for byte in base64.b64decode(encoded, validate=True))
             if ranks.setdefault(int(rank), token) is not token:
                 raise ValueError(f"rank {int(rank)} stands there a second time")
+            if token in known:
+                raise ValueError("its token stands there a second time")
+            known.add(token)
         except (ValueError, binascii.Error) as error:
             raise TextError(f"{where}, line {number}: {error}") from None
     for rank in range(len(ranks)):
         if rank not in ranks:
             raise TextError(f"{where} has {len(ranks)} tokens, but none of rank {rank}; it is cut off or damaged")
-    known = set(ranks.values())
     for byte, letter in alphabet.items():
         if letter not in known:
             raise TextError(f"{where} has no token for the byte 0x{byte:02X}; it is cut off or damaged")

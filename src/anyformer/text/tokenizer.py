@@ -90,15 +90,17 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
         """The ids of each text, encoded in parallel."""
         try:
-            if self._is_bytes and not any(END_OF_TEXT in text for text in texts):
-                return [list(text.encode()) for text in texts]
-            # A single text starts no threads, which the library could not take along into a forked process.
-            if len(texts) == 1:
-                return [self._backend.encode(texts[0], add_special_tokens=special).ids]
-            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=special)
+            return self._encoded(texts, special)
         except (TypeError, AttributeError, UnicodeEncodeError):
             raise TextError(_complaint(texts)) from None
-        return [encoding.ids for encoding in encodings]
+
+    def _encoded(self, texts: Sequence[str], special: bool) -> list[list[int]]:
+        if self._is_bytes and not any(END_OF_TEXT in text for text in texts):
+            return [list(text.encode()) for text in texts]
+        # A single text starts no threads, which the library could not take along into a forked process.
+        if len(texts) == 1:
+            return [self._backend.encode(texts[0], add_special_tokens=special).ids]
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=special)]
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of `ids`. Ids outside the vocabulary add nothing; bytes that are not UTF-8 become U+FFFD."""
@@ -134,7 +136,7 @@ class Tokenizer:
 
         The result loads in transformers' `PreTrainedTokenizerFast`. Each file is written aside and renamed.
         """
-        made = {"tokenizer.json": self._backend.to_str(pretty=True).encode()}
+        made = self._made()
         if self._config:
             made["tokenizer_config.json"] = (json.dumps(self._config, indent=2, ensure_ascii=False) + "\n").encode()
         directory = Path(directory)
@@ -144,6 +146,10 @@ class Tokenizer:
                 _write(directory / name, content)
         except OSError as error:
             raise TextError(f"cannot save the tokenizer in {directory}: {error.strerror or error}") from None
+
+    def _made(self) -> dict[str, bytes]:
+        """The files that other libraries read the tokenizer from."""
+        return {"tokenizer.json": self._backend.to_str(pretty=True).encode()}
 
     def _id_of(self, role: str) -> int | None:
         token = content(self._config.get(role))
