@@ -273,6 +273,6 @@ def use(hub: Hub, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
         # What a broken transfer leaves is kept in pieces of this size, 10 MB unless told otherwise.
         "DOWNLOAD_CHUNK_SIZE": 50_000,
     }.items():
-        monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr(constants, name, value, raising=False)
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
