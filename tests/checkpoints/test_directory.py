@@ -165,9 +165,11 @@ def test_a_failed_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest
 
 
 def test_generation_defaults(tmp_path: Path) -> None:
-    """Ids and settings of an old config.json, with generation_config.json over them, and the family's under them."""
+    """Ids and settings of an old config.json, and the family's under them; generation_config.json takes the place of
+    the settings, as in transformers, and stands over the ids."""
     write(tmp_path, T5, "t5")
-    (tmp_path / "spec.json").unlink()
+    for name in ("spec.json", "generation_config.json"):
+        (tmp_path / name).unlink()
     edit(tmp_path / "config.json", max_length=20, num_beams=4, bos_token_id=9, eos_token_id=None)
     assert checkpoints.open(tmp_path).generation == {
         "decoder_start_token_id": 0,
@@ -179,7 +181,8 @@ def test_generation_defaults(tmp_path: Path) -> None:
     }
     (tmp_path / "generation_config.json").write_text('{"num_beams": 2, "eos_token_id": [1, 7]}')
     found = checkpoints.open(tmp_path).generation
-    assert (found["num_beams"], found["eos_token_id"], found["max_length"]) == (2, [1, 7], 20)
+    assert (found["num_beams"], found["eos_token_id"], found["bos_token_id"]) == (2, [1, 7], 9)
+    assert "max_length" not in found
 
 
 def test_what_a_family_assumes_is_written(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from anyformer.generation import Settings
 
 def test_config_of_a_published_file() -> None:
     """The attributes that opus-mt-en-de's config.json has besides the sizes: those of unused variants, and settings of
-    generation, which are understood or passed over."""
+    generation, which begins with padding and never writes it."""
     generation = {
         "bos_token_id": 0,
         "eos_token_id": 0,
@@ -52,6 +52,7 @@ def test_config_of_a_published_file() -> None:
     )
     settings = Settings.of(generation)
     assert (settings.start, settings.eos, settings.pad) == (58100, (0,), 58100)
+    assert (settings.forced_eos, settings.banned) == ((0,), ((58100,),))
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
+import odd as odd_families
 import pytest
 import torch
 from odd_specs import odd_model
 from torch import Tensor
 
-from anyformer import spec
+from anyformer import families, spec
 from anyformer.errors import InputError
 from anyformer.generation import Settings, decoding, left_padded, steps
-from anyformer.model import Transformer, build
+from anyformer.model import Transformer, build, load
 from anyformer.text import byte_level
 
 VOCABULARY = 37
@@ -171,6 +173,50 @@ def test_seeds_repeat_and_differ() -> None:
     unseeded = model.generate(ids, **how)
     torch.manual_seed(7)
     assert torch.equal(model.generate(ids, **how), unseeded)
+
+
+@pytest.mark.parametrize("name", ["bart", "marian"])
+def test_what_a_file_forces_and_bans_is_as_in_the_reference(name: str, tmp_path: Path) -> None:
+    """A first id, a last one, single ids and sequences that may not be written, by the names of
+    generation_config.json, in models whose files have them: the same ids as transformers writes, until a row ends."""
+    transformers = odd_families.reference()
+    family = families.named(name)
+    architecture = next(iter(family.architectures))
+    theirs = odd_families.reference_model(family, odd_families.odd_spec(family, 1, architecture), architecture, seed=1)
+    source = torch.arange(6, 27).reshape(3, 7)
+    plain = {"do_sample": False, "num_beams": 1, "max_new_tokens": 9, "pad_token_id": 0, "decoder_start_token_id": 0}
+    theirs.generation_config = transformers.GenerationConfig(**plain)
+    first = theirs.generate(source)[:, 1:].tolist()
+    settings = {
+        "forced_bos_token_id": 9,
+        "forced_eos_token_id": 3,
+        "eos_token_id": [3, first[1][5]],
+        "bad_words_ids": [[0], [first[0][1]], first[2][3:5], [9, first[1][1]]],
+    }
+    seen = set()
+    for kept in range(len(settings) + 1):
+        theirs.generation_config = transformers.GenerationConfig(**plain, **dict(list(settings.items())[:kept]))
+        wanted = theirs.generate(source)[:, 1:]
+        theirs.save_pretrained(tmp_path)
+        assert torch.equal(load(tmp_path, device="cpu").generate(source), wanted), theirs.generation_config
+        seen.add(str(wanted.tolist()))
+    assert len(seen) > 3, "most settings have an effect"
+
+
+def test_a_prompt_of_several_tokens_has_begun() -> None:
+    """The first id is forced after the start token, not in the middle of a text; the last one wherever the text stops,
+    at the last learned position too."""
+    model, short = limited(8), {"forced_bos": 5, "forced_eos": 6}
+    alone = model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4)
+    assert model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, **short).tolist() == [
+        [*alone[0, :3].tolist(), 6]
+    ]
+    assert model.generate(torch.tensor([[1]]), max_new_tokens=50, **short)[0, [0, -1]].tolist() == [5, 6]
+    assert model.generate(torch.tensor([[1]]), max_new_tokens=1, **short).tolist() == [[6]]
+    cache = model.new_cache(1)
+    list(steps(model, torch.tensor([[1, 2]]), Settings(max_new_tokens=2), cache=cache))
+    goes_on = list(steps(model, torch.tensor([[3]]), Settings(max_new_tokens=1, forced_bos=5), cache=cache))
+    assert int(goes_on[0]) != 5
 
 
 def test_the_last_step_is_not_computed_in_vain() -> None:

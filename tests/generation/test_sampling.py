@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import (
     MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -16,7 +17,7 @@ from transformers import (
 )
 
 from anyformer.generation import Settings
-from anyformer.generation.sampling import distribution, next_token, penalized
+from anyformer.generation.sampling import distribution, next_token, penalized, without
 
 
 def plainly(logits: list[float], settings: Settings) -> list[float]:
@@ -134,3 +135,18 @@ def test_a_seeded_generator_repeats_its_draws() -> None:
     before = torch.get_rng_state()
     one, other = (next_token(logits, settings, None, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(one, other) and torch.equal(torch.get_rng_state(), before)
+
+
+def test_bad_words_are_banned_as_in_the_reference() -> None:
+    """Single ids and sequences, longer ones than what was said among them; and ids of no vocabulary harm nothing."""
+    draw = random.Random(0)
+    for _ in range(100):
+        words = [[draw.randrange(6) for _ in range(draw.randint(1, 4))] for _ in range(4)]
+        logits, seen = torch.randn(3, 6), torch.tensor([[draw.randrange(6) for _ in range(3)] for _ in range(3)])
+        wanted = NoBadWordsLogitsProcessor(words)(seen, logits.clone())
+        found = without(logits, seen, [*words, [9], [seen[0, -1].item(), 77]])
+        assert torch.equal(found.isneginf(), wanted.isneginf())
+        assert torch.equal(found[~found.isneginf()], logits[~found.isneginf()])
+    unsaid = torch.tensor([[-1, -1, 4]])
+    assert not without(torch.zeros(1, 6), unsaid, [(4, 4, 5)]).isneginf().any()
+    assert next_token(torch.tensor([[0.0, 2.0, 1.0]]), Settings(bad_words=((1,),)), unsaid, None).tolist() == [2]

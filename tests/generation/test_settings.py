@@ -67,6 +67,11 @@ def test_the_caller_wins_over_the_file_and_the_file_over_the_defaults() -> None:
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"max_new_tokens": 2.5}, "max_new_tokens"),
         ({"eos": "</s>"}, "eos"),
+        ({"eos": 2.5}, "eos"),
+        ({"forced_eos": "</s>"}, "forced_eos"),
+        ({"bad_words": [[]]}, "bad_words.0"),
+        ({"bad_words": [5]}, "bad_words.0"),
+        ({"bad_words": 5}, "bad_words"),
         ({"max_tokens": 5}, "max_tokens"),
     ],
 )
@@ -81,3 +86,15 @@ def test_a_file_may_be_wrong_too() -> None:
     """The same sentence."""
     with pytest.raises(InputError, match="the generation setting 'top_p' cannot be used"):
         Settings.of({"top_p": -1})
+
+
+def test_ids_that_are_forced_and_words_that_are_banned() -> None:
+    """A file's names for them; one id or several; a bad word that is an end token alone does not count."""
+    file = {"forced_bos_token_id": 7, "forced_eos_token_id": [2], "bad_words_ids": [[58100], [3, 4], [2]]}
+    found = Settings.of({**file, "eos_token_id": 2})
+    assert (found.forced_bos, found.forced_eos) == (7, (2,))
+    assert found.bad_words == ((58100,), (3, 4), (2,))
+    assert found.banned == ((58100,), (3, 4))
+    assert Settings.of(file).banned == found.bad_words
+    assert Settings.of({"forced_eos_token_id": 2}).forced_eos == (2,)
+    assert Settings.of(file, bad_words=(), forced_eos=(), forced_bos=3) == Settings(forced_bos=3)

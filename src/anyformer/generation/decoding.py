@@ -90,19 +90,22 @@ def steps(
     eos = torch.tensor(settings.eos, device=prompt.device)
     pad = settings.pad if settings.pad is not None else (settings.eos[0] if settings.eos else 0)
     seen = None
-    if settings.repetition_penalty != 1.0:
-        # Padding was never said: the row's last token stands in for it.
-        seen = prompt if valid is None else torch.where(valid, prompt, prompt[:, -1:])
+    if settings.repetition_penalty != 1.0 or settings.bad_words:
+        # Padding was never said.
+        seen = prompt if valid is None else torch.where(valid, prompt, -1)
     pieces = [slice(start, start + PREFILL) for start in range(0, length, PREFILL)]
     for piece in pieces[:-1]:
         model.next_logits(prompt[:, piece], cache, valid=_cut(valid, piece), source=source, source_valid=source_valid)
         source = source_valid = None
     ids, real = prompt[:, pieces[-1]], _cut(valid, pieces[-1])
     ended = torch.zeros(rows, dtype=torch.bool, device=prompt.device)
-    for _ in range(most):
+    begins = cache.length + length == 1
+    for step in range(most):
         logits = model.next_logits(ids, cache, valid=real, source=source, source_valid=source_valid)
         source = source_valid = real = None
-        new = torch.where(ended, pad, next_token(logits, settings, seen, generator))
+        forced = settings.forced(first=begins and step == 0, last=step == most - 1)
+        chosen = next_token(logits, settings, seen, generator) if forced is None else forced
+        new = torch.where(ended, pad, chosen)
         yield new
         ids = new[:, None]
         seen = None if seen is None else torch.cat((seen, ids), 1)

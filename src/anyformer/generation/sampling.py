@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,10 +13,13 @@ from anyformer.generation.settings import Settings
 def next_token(
     logits_BV: Tensor, settings: Settings, seen_BT: Tensor | None, generator: torch.Generator | None
 ) -> Tensor:
-    """The next id of each row, [B]: the likeliest, or, at a temperature above 0, a draw."""
+    """The next id of each row, [B]: the likeliest, or, at a temperature above 0, a draw. `seen_BT` is what each row has
+    said, -1 where it has said nothing."""
     logits = logits_BV.float()
     if settings.repetition_penalty != 1.0 and seen_BT is not None:
         logits = penalized(logits, seen_BT, settings.repetition_penalty)
+    if settings.bad_words and seen_BT is not None:
+        logits = without(logits, seen_BT, settings.banned)
     if settings.temperature == 0:
         return logits.argmax(-1)
     return torch.multinomial(distribution(logits, settings), 1, generator=generator)[:, 0]
@@ -22,8 +27,21 @@ def next_token(
 
 def penalized(logits_BV: Tensor, seen_BT: Tensor, penalty: float) -> Tensor:
     """Logits of seen ids divided by the penalty, or multiplied where negative (Keskar et al. 2019, section 4.1)."""
+    # The row's last id stands in for what was not said: an id counts once, however often it stands there.
+    seen_BT = torch.where(seen_BT < 0, seen_BT[:, -1:], seen_BT)
     scores = logits_BV.gather(1, seen_BT)
     return logits_BV.scatter(1, seen_BT, torch.where(scores < 0, scores * penalty, scores / penalty))
+
+
+def without(logits_BV: Tensor, seen_BT: Tensor, words: Sequence[Sequence[int]]) -> Tensor:
+    """Logits in which an id is impossible where it would complete one of the words, sequences of ids."""
+    logits = logits_BV.clone()
+    T, V = seen_BT.shape[1], logits.shape[1]
+    for *begun, last in words:
+        if len(begun) <= T and 0 <= last < V:
+            completes = (seen_BT[:, T - len(begun) :] == seen_BT.new_tensor(begun)).all(1)
+            logits[:, last].masked_fill_(completes, -torch.inf)
+    return logits
 
 
 def distribution(logits_BV: Tensor, settings: Settings) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -25,11 +26,19 @@ _NAMES = {
     "top_p": "top_p",
     "min_p": "min_p",
     "repetition_penalty": "repetition_penalty",
+    "bad_words_ids": "bad_words",
+    "forced_bos_token_id": "forced_bos",
+    "forced_eos_token_id": "forced_eos",
     "bos_token_id": "bos",
     "eos_token_id": "eos",
     "pad_token_id": "pad",
     "decoder_start_token_id": "start",
 }
+
+#: Ids; one alone will do.
+Ids = Annotated[tuple[int, ...], BeforeValidator(lambda given: (given,) if isinstance(given, int) else given)]
+#: A sequence of at least one id.
+Word = Annotated[tuple[int, ...], Field(min_length=1)]
 
 
 class Settings(BaseModel):
@@ -39,9 +48,12 @@ class Settings(BaseModel):
     top_k, top_p, min_p keep the k likeliest tokens; the fewest that hold probability p (Holtzman et al. 2020); those
                         at least min_p times as likely as the likeliest (Nguyen et al. 2024). 0, 1 and 0 keep all
     repetition_penalty  divides (negative: multiplies) the logits of tokens already there (Keskar et al. 2019)
+    bad_words           sequences of ids of which none is ever completed; one that is an end token alone does not count
     max_new_tokens      the most to add to each sequence
     eos                 ids that end a sequence; `pad` fills up after one
     bos, start          the id that stands before a text; the id that a decoder with an encoder starts from
+    forced_bos          the id that follows where there is one token so far, such as `start` (mBART: the language)
+    forced_eos          the id that comes last where `max_new_tokens` run out (BART, Marian); of several, the first
     seed                of the draws; None: torch's own generator
     """
 
@@ -52,11 +64,14 @@ class Settings(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     repetition_penalty: PositiveFloat = 1.0
+    bad_words: tuple[Word, ...] = ()
     max_new_tokens: PositiveInt = 64
     bos: int | None = None
-    eos: tuple[int, ...] = ()
+    eos: Ids = ()
     pad: int | None = None
     start: int | None = None
+    forced_bos: int | None = None
+    forced_eos: Ids = ()
     seed: int | None = None
 
     @classmethod
@@ -66,11 +81,20 @@ class Settings(BaseModel):
         if config.get("do_sample"):
             settings["temperature"] = config.get("temperature") or 1.0
         settings.update({name: value for name, value in given.items() if value is not None})
-        eos = settings.get("eos", ())
-        settings["eos"] = (eos,) if isinstance(eos, int) else tuple(eos)
         try:
             return cls.model_validate(settings)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             name = ".".join(str(step) for step in first["loc"])
             raise InputError(f"the generation setting '{name}' cannot be used: {first['msg'].lower()}") from None
+
+    @property
+    def banned(self) -> tuple[tuple[int, ...], ...]:
+        """The bad words that count: a text can always end."""
+        return tuple(word for word in self.bad_words if not (len(word) == 1 and word[0] in self.eos))
+
+    def forced(self, *, first: bool, last: bool) -> int | None:
+        """The id that must come next whatever the logits say, if there is one."""
+        if last and self.forced_eos:
+            return self.forced_eos[0]
+        return self.forced_bos if first else None
