@@ -3,9 +3,9 @@ table 3): post-norm, waves for positions, ReLU, and one table for source, target
 read (section 3.4).
 
 Its files are Marian's, so that what is trained here loads wherever Marian models do. The paper writes sines and cosines
-alternately; here all sines stand before all cosines, as in Marian and in the authors' own code (tensor2tensor,
-`get_timing_signal_1d`), which is the same up to the order of the channels. Projections have biases, as in torch's
-`nn.Transformer` and in Marian; logits have none.
+alternately; here all sines stand before all cosines, the order of Marian and of the authors' own code (tensor2tensor,
+`get_timing_signal_1d`), with the paper's wavelengths: the same up to the order of the channels. Projections have
+biases, as in torch's `nn.Transformer` and in Marian; logits have none.
 """
 
 from __future__ import annotations
