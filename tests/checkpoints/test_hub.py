@@ -121,8 +121,21 @@ def test_shards(server: stand_in.Hub, tmp_path: Path) -> None:
     assert "model-00002-of-00002.safetensors" in sharded
     server.add("org/name", {**sharded, "model-00001-of-00009.safetensors": b"of another export"})
     found = checkpoints.open("org/name")
-    assert sorted(server.fetched()) == sorted(sharded)
+    assert sorted(server.fetched()) == sorted(name for name in sharded if not name.endswith(".safetensors"))
+    assert found.tensors["decoder.norm.weight"].shape == (128,)
+    assert server.fetched() == [name for name in sorted(sharded) if name.endswith(".safetensors")]
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in built.named_parameters())
+
+
+def test_looking_at_a_model_fetches_no_weights(server: stand_in.Hub, files: dict[str, bytes]) -> None:
+    """Its headers are enough to say what it is; loading it then fetches them, and opens no header twice."""
+    server.add("org/name", files)
+    found = checkpoints.open("org/name")
+    assert (found.spec, found.dtype, found.family) == (families.llama("tiny"), torch.float32, "llama")
+    assert [request.range for request in _transfers(server, "model.safetensors")] == ["bytes=0-100000"]
+    server.requests.clear()
+    model.load("org/name")
+    assert server.fetched() == ["model.safetensors"]
 
 
 def test_a_lost_connection_and_a_lost_process(server: stand_in.Hub, files: dict[str, bytes]) -> None:
@@ -131,18 +144,17 @@ def test_a_lost_connection_and_a_lost_process(server: stand_in.Hub, files: dict[
     name = "model.safetensors"
     server.add("org/name", files)
     server.cuts[name] = [400_000, 100_000]
-    checkpoints.open("org/name")
+    checkpoints.fetch("org/name")
     assert [request.range for request in _transfers(server, name)] == [None, "bytes=400000-", "bytes=500000-"]
 
-    server.add("org/other", {**files, name: bytes(8) + files[name][8:]})
+    server.add("org/other", {**files, name: files[name][:-1] + b"x"})
     server.requests.clear()
     server.cuts[name] = [300_000, *[0] * 6]
     with pytest.raises(CheckpointError, match=r"fetching org/other.* broke off .*; try again: it goes on from where"):
-        checkpoints.open("org/other")
+        checkpoints.fetch("org/other")
     server.cuts.clear()
     server.requests.clear()
-    with pytest.raises(CheckpointError, match="no safetensors file"):
-        checkpoints.open("org/other")  # whole now: what is wrong with it was wrong at the hub
+    checkpoints.fetch("org/other")
     assert [request.range for request in _transfers(server, name)] == ["bytes=300000-"]
 
 
@@ -158,8 +170,8 @@ def test_parts_that_do_not_fit_are_thrown_away(server: stand_in.Hub, files: dict
     partial = blobs / f"{stand_in.digest(files['model.safetensors'])}.partial"
     partial.write_bytes(b"something else")
     with pytest.raises(CheckpointError, match=r"the parts of model.safetensors do not fit together\); try again"):
-        checkpoints.open("org/name")
-    assert checkpoints.open("org/name").spec == families.llama("tiny")
+        checkpoints.fetch("org/name")
+    assert model.load("org/name").spec == families.llama("tiny")
     assert not partial.exists()
 
 
@@ -185,19 +197,21 @@ def test_without_a_network(server: stand_in.Hub, files: dict[str, bytes], monkey
 
     server.add("org/name", files)
     server.add("org/half", files)
-    checkpoints.open("org/name")
+    checkpoints.fetch("org/name")
     hub.snapshot(hub.Place("org/half"), ["config.json"])
     server.requests.clear()
     with monkeypatch.context() as offline:
         offline.setattr(constants, "HF_HUB_OFFLINE", True)
         assert checkpoints.open("org/name").spec == families.llama("tiny")
         for absent in ("org/absent", "org/half", "org/name@v2"):
-            with pytest.raises(CheckpointError, match=rf"'{absent}.*' is not on this machine.* HF_HUB_OFFLINE is set"):
+            with pytest.raises(
+                CheckpointError, match=rf"HF_HUB_OFFLINE is set, and '{absent}.*' is neither on this machine"
+            ):
                 checkpoints.open(absent)
         assert server.requests == []
     stop(server, monkeypatch)
     assert checkpoints.open("org/name").spec == families.llama("tiny")
-    with pytest.raises(CheckpointError, match=r"'org/absent' is not on this machine.* cannot be reached"):
+    with pytest.raises(CheckpointError, match=r"cannot be reached, and 'org/absent' is neither on this machine nor"):
         checkpoints.open("org/absent")
 
 
@@ -368,7 +382,7 @@ def test_data_without_a_network(server: stand_in.Hub, monkeypatch: pytest.Monkey
     find_files("hub:org/part/a.txt")
     stop(server, monkeypatch)
     assert find_files("hub:org/texts") == whole
-    with pytest.raises(DataError, match=r"'org/part' is not on this machine, nor whole in the cache"):
+    with pytest.raises(DataError, match=r"'org/part' is neither on this machine nor whole in the cache"):
         find_files("hub:org/part")
 
 
@@ -394,13 +408,20 @@ def test_a_recipe_keeps_the_commits_that_it_began_with(server: stand_in.Hub, fil
     assert server.requests == []
 
 
-def test_pushing(server: stand_in.Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    """One commit holds all that saving writes, and a card; what is pulled is what was pushed, and transformers reads
-    it. Pushed again, files that no longer hold are gone, and the card that is there stays."""
+def test_pushing(
+    server: stand_in.Hub,
+    files: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One commit holds all that saving writes, and a card; what is pulled is what was pushed. Pushed again,
+    files that no longer hold are gone, and the card that is there stays."""
     monkeypatch.setenv("HF_TOKEN", stand_in.TOKEN)
     server.add("org/name", files)
     loaded = model.load("org/name", device="cpu")
+    capsys.readouterr()
     where = loaded.push_to_hub("me/mine", private=True, license="mit")
+    assert capsys.readouterr() == ("", "")
     repository = server.repositories["me/mine"]
     assert where == f"me/mine@{repository.branches['main']}" and repository.private
     assert len(repository.commits) == 2  # that of its making, and this one

@@ -71,8 +71,9 @@ class Hub:
         return repository
 
     def fetched(self) -> list[str]:
-        """The names of the files whose bytes were asked for, since the last call."""
-        found = [request.path.partition("/resolve/")[2] for request in self.requests if request.method == "GET"]
+        """The names of the files that were asked for whole, or to their end, since the last call."""
+        asked = [request for request in self.requests if request.method == "GET" and (request.range or "-")[-1] == "-"]
+        found = [request.path.partition("/resolve/")[2] for request in asked]
         self.requests.clear()
         return [name.partition("/")[2] for name in found if name]
 
@@ -163,11 +164,14 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(404, "EntryNotFound")
         data = files[file]
         headers = {"X-Repo-Commit": sha, "ETag": f'"{digest(data)}"', "Accept-Ranges": "bytes"}
-        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])
-        if self.headers.get("Range"):
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        cuts = self.hub.cuts.get(file) if self.command == "GET" else None
-        self._reply(206 if start else 200, data[start:], headers, cut=cuts.pop(0) if cuts else None)
+        wanted = self.headers.get("Range")
+        first, last = ((wanted or "").removeprefix("bytes=") or "-").split("-")
+        start, end = int(first or 0), min(int(last or len(data)), len(data) - 1)
+        if wanted:
+            headers["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
+        is_cut = self.command == "GET" and not last and bool(self.hub.cuts.get(file))
+        cut = self.hub.cuts[file].pop(0) if is_cut else None
+        self._reply(206 if wanted else 200, data[start : end + 1], headers, cut)
 
     def _create(self, body: bytes) -> None:
         said = json.loads(body)

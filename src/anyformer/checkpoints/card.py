@@ -55,9 +55,8 @@ def write(
     lines += ["```", describe(spec).rstrip(), "```", "", "## How to load it", "", "```python", "import anyformer as af"]
     lines += ["", f'model = af.load("{repository}")', "```", ""]
     if chosen is not None:
-        lines += ["```python", f"from transformers import {loader}, AutoTokenizer", ""]
-        lines += [f'model = {loader}.from_pretrained("{repository}")']
-        lines += [f'tokenizer = AutoTokenizer.from_pretrained("{repository}")', "```", ""]
+        lines += ["```python", f"from transformers import {loader}", ""]
+        lines += [f'model = {loader}.from_pretrained("{repository}")', "```", ""]
     else:
         lines += ["No other tool has words for all of its parts; `spec.json` describes it.", ""]
     return "\n".join(lines)

@@ -50,8 +50,9 @@ class Described(NamedTuple):
     reasons: dict[str, str]
 
 
-def open_directory(directory: Path, ignore: Iterable[str] = ()) -> Checkpoint:
-    """Read a checkpoint's headers and descriptions; its tensors stay on the disk until they are asked for.
+def open_directory(directory: Path, ignore: Iterable[str] = (), source: Source | None = None) -> Checkpoint:
+    """Read a checkpoint's headers and descriptions; its tensors, those of its own files unless there is another
+    `source`, stay where they are until they are asked for.
 
     Raises `CheckpointError` or `SpecError` naming the file, attribute or tensor that is wrong.
     """
@@ -59,7 +60,7 @@ def open_directory(directory: Path, ignore: Iterable[str] = ()) -> Checkpoint:
 
     if not any((directory / name).is_file() for name in (CONFIG, SPEC)):
         raise CheckpointError(f"{directory} holds neither {CONFIG} nor {SPEC}, so it is no checkpoint")
-    source = fp8.unpacked(mxfp4.unpacked(SafetensorsSource(directory)))
+    source = fp8.unpacked(mxfp4.unpacked(source if source is not None else SafetensorsSource(directory)))
     spec, family, attributes, reasons = _describe(directory, source, ignore)
     if family is None:
         loaded = load(source, spec, own_names(spec), ignore=ignore)

@@ -14,12 +14,14 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from anyformer.checkpoints.weights import INDEX, PICKLED, WEIGHTS, read_json
+from torch import Tensor
+
+from anyformer.checkpoints.weights import INDEX, PICKLED, WEIGHTS, SafetensorsSource, Saved, Source, read_json
 from anyformer.errors import AnyformerError, CheckpointError, DataError
 
 _PLACE = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(refs/\w+/\w+|[^@/]+))?(?:/(.+))?")
@@ -113,7 +115,10 @@ def _fill_blob(place: Place, name: str) -> None:
     blob = Path(constants.HF_HUB_CACHE, folder, "blobs", found.etag)
     partial = blob.with_name(f"{blob.name}.partial")
     blob.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(f"{partial}.lock"):
+    # The lock that huggingface-hub takes for the same file.
+    lock = Path(constants.HF_HUB_CACHE, ".locks", folder, f"{found.etag}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
         if blob.exists():
             return
         with partial.open("ab") as file:
@@ -143,18 +148,60 @@ def fetch_weights(place: Place, directory: Path) -> None:
 
     Raises `CheckpointError` as `snapshot`, and for a repository that has its weights in other formats only.
     """
+    for name in _weight_files(directory):
+        with _missed(place):
+            fetch_file(place, name)
+
+
+class Headers:
+    """The tensors of a repository of which only the headers were fetched; its weights are, once one is read."""
+
+    def __init__(self, place: Place, directory: Path) -> None:
+        from huggingface_hub import HfApi
+
+        self.where, self._place, self._directory = str(place), place, directory
+        self._source: SafetensorsSource | None = None
+        saved: dict[str, Saved] = {}
+        for name in _weight_files(directory):
+            with _missed(place), _explained(place):
+                header = HfApi().parse_safetensors_file_metadata(place.repository, name, revision=place.revision)
+            saved |= {name: Saved(tuple(info.shape), info.dtype) for name, info in header.tensors.items()}
+        self.saved: Mapping[str, Saved] = saved
+
+    def read(self, name: str) -> Tensor:
+        """The tensor, after fetching all of them at the first call."""
+        if self._source is None:
+            fetch_weights(self._place, self._directory)
+            self._source = SafetensorsSource(self._directory)
+        return self._source.read(name)
+
+
+def tensors(place: Place, directory: Path) -> Source:
+    """The tensors of the model whose other files are in `directory`, its snapshot: what is there, else by headers.
+
+    Raises `CheckpointError` as `fetch_weights`.
+    """
+    is_whole = all((directory / name).is_file() for name in _weight_files(directory))
+    return SafetensorsSource(directory) if is_whole else Headers(place, directory)
+
+
+def _weight_files(directory: Path) -> list[str]:
+    """The files that an index names, where there is one."""
+    named = read_json(directory / INDEX).get("weight_map") if (directory / INDEX).is_file() else None
+    return sorted({str(name) for name in named.values()}) if isinstance(named, dict) else [WEIGHTS]
+
+
+@contextmanager
+def _missed(place: Place) -> Iterator[None]:
+    """Say what a repository has instead of the safetensors that it lacks."""
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    pinned = place._replace(revision=directory.name)
-    named = read_json(directory / INDEX).get("weight_map") if (directory / INDEX).is_file() else None
-    names = sorted(set(named.values())) if isinstance(named, dict) else [WEIGHTS]
     try:
-        for name in names:
-            fetch_file(pinned, str(name))
+        yield
     except CheckpointError as error:
         absent = error.__cause__
         if isinstance(absent, EntryNotFoundError) and not isinstance(absent, LocalEntryNotFoundError):
-            raise CheckpointError(no_checkpoint(pinned, f"{place} holds no safetensors")) from None
+            raise CheckpointError(no_checkpoint(place, f"{place} holds no safetensors")) from None
         raise
 
 
@@ -269,7 +316,7 @@ def _explained(place: Place) -> Iterator[None]:
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
         raise refusal(
-            f"'{place}' is not on this machine, nor whole in the cache {constants.HF_HUB_CACHE}, and {why}; get it "
+            f"{why}, and '{place}' is neither on this machine nor whole in the cache {constants.HF_HUB_CACHE}; get it "
             f"while there is a network, or correct the name"
         ) from error
     except errors.EntryNotFoundError as error:

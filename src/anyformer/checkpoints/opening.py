@@ -10,24 +10,25 @@ from anyformer.checkpoints import hub
 from anyformer.checkpoints.checkpoint import Checkpoint
 from anyformer.checkpoints.directory import CONFIG, DESCRIPTIONS, SPEC, open_directory
 from anyformer.checkpoints.gguf_reading import open_gguf
-from anyformer.checkpoints.weights import PICKLED, pickle_refusal, read_json
+from anyformer.checkpoints.weights import PICKLED, Source, pickle_refusal, read_json
 from anyformer.errors import CheckpointError
 from anyformer.families import registry
 
 
 def open(reference: str | Path, *, ignore: Iterable[str] = (), revision: str | None = None) -> Checkpoint:
     """Read what a checkpoint is: a run directory, a Hugging Face directory, a .gguf file, or a repository on a hub
-    (`org/name`, `org/name@revision`, `org/name/file.gguf`), which is fetched first where the cache lacks it.
+    (`org/name`, `org/name@revision`, `org/name/file.gguf`).
 
-    Headers are read and checked against each other; weights stay on the disk until they are asked for. `ignore` names
-    config attributes that are to count as absent, and tensors (`*` for any text) that may be left over. Raises
-    `CheckpointError` or `SpecError` saying what is wrong, where, and what to do.
+    Headers are read and checked against each other; weights stay on the disk, or on the hub, until they are asked for.
+    `ignore` names config attributes that are to count as absent, and tensors (`*` for any text) that may be left over.
+    Raises `CheckpointError` or `SpecError` saying what is wrong, where, and what to do.
     """
     ignore = tuple(ignore)
     place = _place(reference, revision)
     if place is not None:
-        path, place = _fetched(place, ignore)
-        return replace(_open_path(path, ignore), origin=str(place))
+        path, place = _described(place, ignore)
+        source = hub.tensors(place, path) if place.file is None else None
+        return replace(_open_path(path, ignore, source), origin=str(place))
     path = Path(reference)
     if not path.is_dir() and not path.is_file():
         raise CheckpointError(_nothing_there(str(reference)))
@@ -35,11 +36,16 @@ def open(reference: str | Path, *, ignore: Iterable[str] = (), revision: str | N
 
 
 def fetch(reference: str | Path, *, ignore: Iterable[str] = (), revision: str | None = None) -> str:
-    """Have what a reference names on this machine: the files of a hub's repository are fetched where the cache lacks
-    them, with bars on a terminal. Gives the reference pinned to the commit (`org/name@0f3c...`), which then opens
-    without a network; any other reference as it is. Raises as `open`."""
+    """Have what a reference names on this machine, weights too: the files of a hub's repository are fetched where the
+    cache lacks them, with bars on a terminal. Gives the reference pinned to the commit (`org/name@0f3c...`), which then
+    opens without a network; any other reference as it is. Raises as `open`."""
     place = _place(reference, revision)
-    return str(reference if place is None else _fetched(place, tuple(ignore))[1])
+    if place is None:
+        return str(reference)
+    path, place = _described(place, tuple(ignore))
+    if place.file is None:
+        hub.fetch_weights(place, path)
+    return str(place)
 
 
 def _place(reference: str | Path, revision: str | None) -> hub.Place | None:
@@ -55,9 +61,9 @@ def _place(reference: str | Path, revision: str | None) -> hub.Place | None:
     return place._replace(revision=revision)
 
 
-def _fetched(place: hub.Place, ignore: tuple[str, ...]) -> tuple[Path, hub.Place]:
-    """A repository's files on this machine, and its place pinned to their commit. What describes the model comes
-    first, so that one which cannot be read is refused before its weights are fetched."""
+def _described(place: hub.Place, ignore: tuple[str, ...]) -> tuple[Path, hub.Place]:
+    """What describes the model of a repository, on this machine, and its place pinned to the commit: a file whole, or a
+    directory without weights, so that a model which cannot be read is refused before they are fetched."""
     if place.file is not None:
         path = hub.fetch_file(place, place.file)
         return path, place._replace(revision=path.parents[place.file.count("/")].name)
@@ -70,13 +76,13 @@ def _fetched(place: hub.Place, ignore: tuple[str, ...]) -> tuple[Path, hub.Place
         registry.of(attributes, where).parse(attributes, where=where, ignore=ignore)
     elif not (directory / SPEC).is_file():
         raise CheckpointError(hub.no_checkpoint(pinned, f"{place} holds neither {CONFIG} nor {SPEC}"))
-    hub.fetch_weights(pinned, directory)
     return directory, pinned
 
 
-def _open_path(path: Path, ignore: tuple[str, ...]) -> Checkpoint:
+def _open_path(path: Path, ignore: tuple[str, ...], source: Source | None = None) -> Checkpoint:
+    """A directory, whose tensors may come from another `source`, or a file."""
     if path.is_dir():
-        return open_directory(path, ignore)
+        return open_directory(path, ignore, source)
     with path.open("rb") as file:
         begins_like_gguf = file.read(4) == b"GGUF"
     if begins_like_gguf or path.suffix == ".gguf":

@@ -120,7 +120,7 @@ def load(
         model.family = reference.split(":")[0]
         model.generation = dict(families.named(model.family).generation)
         return model.eval()
-    checkpoint = checkpoints.open(reference, ignore=ignore, revision=revision)
+    checkpoint = checkpoints.open(checkpoints.fetch(reference, ignore=ignore, revision=revision), ignore=ignore)
     model = unfilled(checkpoint.spec, chosen or checkpoint.dtype, where)
     fill(model, checkpoint.tensors)
     model.tokenizer, model.generation = checkpoint.tokenizer, dict(checkpoint.generation)
