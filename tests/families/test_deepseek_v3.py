@@ -20,7 +20,7 @@ from anyformer.families.deepseek_v3 import GroupedExperts, LatentAttention, abso
 from anyformer.parts import kernels
 from anyformer.parts.context import Context
 from anyformer.parts.masks import Tokens
-from anyformer.training.optimizers import adamw
+from anyformer.training.optimizers import optimizers
 
 LATENT = st.builds(
     LatentAttention,
@@ -154,9 +154,10 @@ def test_the_correction_is_exact_and_does_not_learn() -> None:
     before = [correction.detach().clone() for correction in corrections]
     model.to(torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16, torch.float32}
-    optimizer = adamw(model, weight_decay=0.1)
+    made = optimizers("adamw", model, weight_decay=0.1)
     model(torch.arange(12)[None]).logits.float().square().mean().backward()
-    optimizer.step()
+    for optimizer in made:
+        optimizer.step()
     now = [parameter for name, parameter in model.named_parameters() if name.endswith("correction")]
     assert len(now) == 2
     assert all(torch.equal(one, other) and one.dtype == other.dtype for one, other in zip(now, before))

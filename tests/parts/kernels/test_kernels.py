@@ -52,7 +52,7 @@ class Case:
 
 
 def draw_case(draw: random.Random, layout: str, dtype: torch.dtype, most: int = 9, wide: bool = True) -> Case:
-    """Any mask, any layout, any number of heads: multi-head, grouped, multi-query."""
+    """Any mask, any layout, any number of heads (multi-head, grouped, multi-query), values of any width."""
     torch.manual_seed(draw.randrange(2**31))
     pair = draw_pair(draw, layout, most)
     K, group, C = draw.choice([1, 2, 3]), draw.choice([1, 2, 3]), draw.choice([1, 3, 4, 8])
@@ -60,9 +60,11 @@ def draw_case(draw: random.Random, layout: str, dtype: torch.dtype, most: int = 
     mask = draw_mask(draw, shallow=draw.random() < 0.7)
     visible = lower(mask, pair.q, pair.k)
     q = torch.randn(B, K * group, T, C, dtype=dtype, requires_grad=True)
-    k, v = (torch.randn(B, K, S, C, dtype=dtype, requires_grad=True) for _ in range(2))
-    back = BACK * torch.randn(B, K * group, T, C, dtype=dtype)
-    return Case(q, k, v, visible, draw_scores(draw, K * group, C, dtype, wide), back)
+    k = torch.randn(B, K, S, C, dtype=dtype, requires_grad=True)
+    scores = draw_scores(draw, K * group, C, dtype, wide)
+    wide_v = draw.choice([C, C, 1, C + 2])
+    v = torch.randn(B, K, S, wide_v, dtype=dtype, requires_grad=True)
+    return Case(q, k, v, visible, scores, BACK * torch.randn(B, K * group, T, wide_v, dtype=dtype))
 
 
 def compare(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...], bound: float, note: object) -> None:
@@ -105,6 +107,17 @@ def test_every_kernel_is_the_reference_forward_and_backward(
         assert served["banded"] > 1
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@torch.no_grad()
+def test_without_gradients_too(layout: str) -> None:
+    """Kernels that go another way where no gradient is wanted come to the same."""
+    for seed in range(12):
+        case = draw_case(random.Random(f"no gradients {layout} {seed}"), layout, torch.float32)
+        wanted = reference.attend(case.q, case.k, case.v, case.visible, case.scores)
+        found = kernels.attend(case.q, case.k, case.v, case.visible, case.scores)
+        compare((found,), (wanted,), BOUNDS[torch.float32], (seed, case.visible.mask, case.scores))
+
+
 @pytest.mark.parametrize("layout", ["range", "packed", "padded", "permuted"])
 def test_flex_is_the_reference_forward(layout: str) -> None:
     """FlexAttention takes the very same masks and biases, pair by pair."""
@@ -133,7 +146,7 @@ def test_rows_that_see_nothing_are_zero_and_stay_so_backward() -> None:
         for name, attend in contenders.items():
             out, back, *others = case.outcome(attend)
             assert all(x.isfinite().all() for x in (out, back, *others)), (name, seed)
-            hidden = blind[:, None, :, None].expand_as(out)
+            hidden = blind[:, None].expand(out.shape[:3])
             assert not out[hidden].any() and not back[hidden].any(), (name, seed)
         rows += int(blind.sum())
     assert rows > 50

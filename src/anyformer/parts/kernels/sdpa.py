@@ -20,12 +20,17 @@ def limits(q: Tensor, k: Tensor, visible: Visible, scores: Scores) -> str | None
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores) -> Tensor:
-    """[B, H, T, C] from queries [B, H, T, C], keys and values [B, K, S, C]."""
+    """[B, H, T, C] from queries [B, H, T, C], keys and values [B, K, S, C]; values may be of another width."""
     B, H, T, C = q.shape
     K = k.shape[1]
     bias = scores.bias
     # is_causal is aligned top left: right only where queries and keys are the same tokens, as 'causal' promises.
     causal = visible.form == "causal" and bias is None
+    narrower = C - v.shape[3]
+    if narrower > 0 and T > 1 and not q.is_cuda and not torch.is_grad_enabled():
+        # torch's tiled kernel takes values as wide as keys; any other holds all scores at once. With gradients, what
+        # its backward pass spends on the zeros is more than it saves.
+        return attend(q, k, F.pad(v, (0, narrower)), visible, scores)[..., :-narrower]
     added: Tensor | None = None
     if bias is not None:
         # On CPU the mask may stay float32 in a bfloat16 model, where -300.7 would round to -300.
