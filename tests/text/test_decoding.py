@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models
 from tokenizers import Tokenizer as Backend
+from vocabularies import lines, sentencepiece_model, writing
 
+from anyformer import text
 from anyformer.text import Tokenizer
 from anyformer.text.bytelevel import byte_alphabet
 
@@ -101,6 +105,69 @@ def test_a_broken_run_of_bytes_costs_only_what_is_broken() -> None:
     assert ours.decode(ids) == "é\ufffdb"
     stream = ours.stream()
     assert [stream.push(id) for id in ids] == ["", "é", "\ufffd", "b"]
+
+
+def kind(name: str, directory: Path) -> Tokenizer:
+    """A trained vocabulary of each kind, out of the files that it comes in."""
+    match name:
+        case "byte-level BPE":
+            return text.train_bpe(lines(), 600)
+        case "WordPiece":
+            tokens = [
+                "[PAD]",
+                "[UNK]",
+                "[CLS]",
+                "[SEP]",
+                "[MASK]",
+                *"abcdehilnorst",
+                *(f"##{each}" for each in "aeinorst"),
+            ]
+            (directory / "vocab.txt").write_text(
+                "\n".join([*tokens, "the", "é", "##é", "日", "本", "."]), encoding="utf-8"
+            )
+        case "SentencePiece BPE with bytes":
+            options = {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity"}
+            (directory / "tokenizer.model").write_bytes(sentencepiece_model(**options))
+        case "unigram":
+            options = {"model_type": "unigram", "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+            (directory / "spiece.model").write_bytes(sentencepiece_model(**options))
+        case "unigram with bytes":
+            options = {"model_type": "unigram", "byte_fallback": True, "vocab_size": 1000}
+            (directory / "sentencepiece.bpe.model").write_bytes(sentencepiece_model(**options))
+    return text.read(directory)
+
+
+@pytest.fixture(
+    scope="module",
+    params=["byte-level BPE", "WordPiece", "SentencePiece BPE with bytes", "unigram", "unigram with bytes"],
+)
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A vocabulary of each kind that text is encoded with, not a toy's."""
+    return kind(request.param, tmp_path_factory.mktemp("kind"))
+
+
+@given(written=writing, skip_special=st.booleans())
+@settings(max_examples=100)
+def test_a_streamed_text_never_shows_part_of_a_character(trained: Tokenizer, written: str, skip_special: bool) -> None:
+    """Whatever is written, every push gives whole characters: no U+FFFD, and always a beginning of the whole text. All
+    of it comes without waiting for the end, as every character is complete with its last token."""
+    written = written.replace("\ufffd", "")
+    ids = trained.encode(written)
+    stream, shown, whole = trained.stream(skip_special), "", trained.decode(ids, skip_special)
+    for id in ids:
+        shown += stream.push(id)
+        assert "\ufffd" not in shown
+        assert whole.startswith(shown)
+    assert stream.finish() == ""
+    assert shown == whole
+
+
+@given(data=st.data())
+@settings(max_examples=60)
+def test_any_ids_stream_to_what_they_decode_to(trained: Tokenizer, data: st.DataObject) -> None:
+    """Ids that a model may write though no text encodes to them: halves of characters, special and unknown ones."""
+    ids = data.draw(st.lists(st.integers(0, trained.vocabulary_size + 1), max_size=30))
+    assert streamed(trained, ids) == trained.decode(ids)
 
 
 def test_the_alphabet_of_bytes_is_the_librarys() -> None:

@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer, BertTokenizer
+from transformers import AutoTokenizer
 
 from anyformer import text
 from anyformer.errors import TextError
+from anyformer.text.files import VOCABULARIES
 
 WORD_PIECE = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "##s", "é", "e", ".", "日"]
 
@@ -50,42 +51,6 @@ def test_every_file_is_written_back_as_it_was(minilm: Path, tmp_path: Path) -> N
         assert (tmp_path / "to" / name).read_bytes() == (tmp_path / "from" / name).read_bytes()
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        {},
-        {"do_lower_case": False},
-        {"do_lower_case": True, "strip_accents": False},
-        {"do_lower_case": False, "strip_accents": True, "tokenize_chinese_chars": False},
-    ],
-)
-def test_word_piece_vocabularies_encode_as_in_transformers(
-    config: dict[str, object], minilm: Path, tmp_path: Path, hard_texts: list[str]
-) -> None:
-    """A bare vocab.txt, MiniLM's, under every combination of BERT's switches; and its save loads in transformers."""
-    full = AutoTokenizer.from_pretrained(minilm).get_vocab()
-    vocab_txt(tmp_path, sorted(full, key=lambda token: full[token]))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    ours, theirs = text.load(tmp_path), BertTokenizer.from_pretrained(tmp_path)
-    assert ours is not None
-    ours.save(tmp_path / "saved")
-    saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
-    for each in hard_texts:
-        ids = ours.encode(each)
-        assert ids == theirs.encode(each) == saved.encode(each)
-        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
-
-
-def test_word_piece_lines_may_end_either_way(tmp_path: Path) -> None:
-    """Windows line endings, a missing last newline and separators inside a token are all read as lines are meant."""
-    plain = text.load(vocab_txt(tmp_path / "a", WORD_PIECE))
-    windows = text.load(vocab_txt(tmp_path / "b", WORD_PIECE, "\r\n"))
-    odd = text.load(vocab_txt(tmp_path / "c", [*WORD_PIECE, "x\u2028y", "z"]))
-    assert plain is not None and windows is not None and odd is not None
-    assert plain.encode("The cats. 日") == windows.encode("The cats. 日") == [2, 5, 6, 7, 10, 11, 3]
-    assert odd.encode("z") == [2, 13, 3]
-
-
 def test_tokens_beside_the_vocabulary_keep_their_ids(tmp_path: Path) -> None:
     """added_tokens.json and added_tokens_decoder extend vocab.txt; ids that do not follow are an error."""
     vocab_txt(tmp_path, WORD_PIECE)
@@ -108,6 +73,27 @@ def test_a_directory_without_a_tokenizer_has_none(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert text.load(tmp_path) is None
     assert text.load(tmp_path / "nowhere") is None
+
+
+def test_where_there_must_be_a_tokenizer_every_file_looked_for_is_named(tmp_path: Path) -> None:
+    """`read` says which names it looked for, and gives what `load` gives where one of them is there."""
+    with pytest.raises(
+        TextError, match=r"holds no tokenizer: it has none of tokenizer\.json, .*tokenizer\.model, "
+    ) as error:
+        text.read(tmp_path)
+    assert all(name in str(error.value) for name in VOCABULARIES)
+    vocab_txt(tmp_path, WORD_PIECE)
+    assert text.read(tmp_path).encode("cat") == [2, 6, 3]
+
+
+def test_tokenizer_json_comes_before_what_it_was_made_of(tmp_path: Path) -> None:
+    """A directory with several of them is read by the one that says it all, and all of them are kept."""
+    vocab_txt(tmp_path, WORD_PIECE)
+    text.byte_level().save(tmp_path)
+    (tmp_path / "merges.txt").write_text("no pair")
+    ours = text.read(tmp_path)
+    assert ours.encode("cat") == list(b"cat")
+    assert {"vocab.txt", "merges.txt", "tokenizer.json"} <= ours.files.keys()
 
 
 @pytest.mark.parametrize(

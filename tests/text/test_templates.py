@@ -113,6 +113,17 @@ def test_what_goes_wrong_in_a_template_is_told(template: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_what_a_template_was_not_given_is_told() -> None:
+    """Where a template fails for want of a variable, those that it reads and has no value of are named; not where it
+    speaks for itself."""
+    template = "{{ eos_token }}{% for tool in tools %}{{ tool.name ~ thinking }}{% endfor %}"
+    with pytest.raises(TextError, match=r"'NoneType' object is not iterable; it was not given: thinking, tools$"):
+        tokenizer(template).chat(MESSAGES)
+    assert tokenizer(template).chat(MESSAGES, tools=[{"name": "saw"}]) == "<|endoftext|>saw"
+    with pytest.raises(TextError, match=r"these messages: no tools, no work$"):
+        tokenizer("{{ raise_exception('no tools, no work') if not tools }}").chat(MESSAGES)
+
+
 def test_an_invalid_template_is_told() -> None:
     """A template that does not parse says so."""
     with pytest.raises(TextError, match="the chat template is not valid: "):

@@ -29,7 +29,21 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapp
     # Whatever goes wrong while it runs is the template's doing or the messages'; both are input.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, _Refusal) and (names := _missing(template, compiled, variables)):
+            reason += f"; it was not given: {', '.join(names)}"
         raise TextError(f"the chat template refuses these messages: {reason}") from error
+
+
+class _Refusal(Exception):
+    """A template's own words for what it does not take."""
+
+
+def _missing(template: str, compiled: Template, variables: Mapping[str, Any]) -> list[str]:
+    """The variables that a template reads and has no value of."""
+    from jinja2 import meta
+
+    read = meta.find_undeclared_variables(compiled.environment.parse(template))
+    return sorted(name for name in read - {"messages"} if variables.get(name) is None)
 
 
 @lru_cache(maxsize=16)
@@ -50,7 +64,7 @@ def _compiled(template: str) -> Template:
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     def refuse(message: str) -> NoReturn:
-        raise TemplateError(message)
+        raise _Refusal(message)
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
