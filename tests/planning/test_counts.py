@@ -237,6 +237,20 @@ def test_kv_bytes_equal_what_the_cache_stores(
     assert planning.kv_bytes(described, tokens, source=source, dtype=dtype) == cache.bytes() - dumps
 
 
+@pytest.mark.parametrize("preset", [preset for preset in TINY if families.preset(preset).decoder is not None])  # type: ignore[union-attr]
+def test_presets_keep_the_bytes_counted(preset: str) -> None:
+    """Every family's small decoder, mixers of its own included, fills a cache with what is counted."""
+    described = families.preset(preset)
+    assert described is not None
+    built = model.build(described).eval()
+    cache = built.new_cache(1, capacity=5)
+    more = {"source": torch.zeros(1, 4, dtype=torch.long)} if described.shape == "encoder-decoder" else {}
+    with torch.no_grad():
+        built(torch.zeros(1, 5, dtype=torch.long), cache=cache, **more)
+    dumps = sum(store[:, :, -1].nbytes for layer in cache.layers for store in layer.stored)
+    assert planning.kv_bytes(described, 5, source=4, dtype="float32") == cache.bytes() - dumps
+
+
 def test_weight_bytes_follow_the_dtype() -> None:
     """Two bytes a number in half precision, four in single; an unknown dtype is refused by name."""
     described = families.preset("llama:135m")
