@@ -56,6 +56,28 @@ def staged(directory: Path) -> Iterator[Path]:
             shutil.rmtree(stage, ignore_errors=True)
 
 
+@contextmanager
+def staged_file(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; when the block ends well, what stands there takes its place in one rename.
+
+    Where the block fails nothing has changed; `CheckpointError` if the disk is what failed.
+    """
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a directory; name a file to save into")
+    aside = path.with_name(f".{path.name}{_MARK}{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        _sync(aside)
+        aside.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}; it was not changed") from error
+    finally:
+        if aside.exists():
+            aside.unlink()
+
+
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -66,7 +66,7 @@ def _special_tokens(metadata: Mapping[str, Any], architecture: str) -> dict[str,
     names = {token: f"tokenizer.ggml.{TOKEN_NAMES.get(token, token)}_token_id" for token in SPECIAL_TOKENS}
     names["decoder_start"] = f"{architecture}.decoder_start_token_id"
     ids = {f"{token}_token_id": metadata[name] for token, name in names.items() if name in metadata}
-    # The end of a turn ends a reply just as well as the end of a text.
-    ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
+    # The end of a turn, or of a message, ends a reply just as well as the end of a text.
+    ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     ends = list(dict.fromkeys(end for end in ends if end is not None))
     return {**ids, "eos_token_id": ends[0] if len(ends) == 1 else ends} if ends else ids

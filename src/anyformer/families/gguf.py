@@ -344,9 +344,8 @@ def _read_scaling(gguf: Gguf, source: GgufSource) -> dict[str, Any] | None:
     else:
         config.refuse(f"{config.path}rope.scaling.type is {kind!r}, of which the file does not say enough")
     if kind not in gguf.scalings:
-        config.refuse(
-            f"rotary scaling of the kind {kind} is unknown in {gguf.architecture} files; {', '.join(gguf.scalings)} are"
-        )
+        known = ", ".join(gguf.scalings) or "none at all"
+        config.refuse(f"{gguf.architecture} files have no rotary scaling of the kind {kind}; they have {known}")
     return {"rope_type": kind, **found}
 
 
@@ -385,17 +384,22 @@ def write(family: Family, spec: Transformer) -> Written:
     """
     gguf = _form(family)
     told = {key: fact.of(spec) for key, fact in FACTS.items()}
-    said = {key: value for key, value in told.items() if value is not None}
-    asked = set(gguf.keys.values())
-    metadata = {key: value for key, value in said.items() if key in asked or value != FACTS[key].absent}
-    metadata = {f"{gguf.architecture}.{key}": value for key, value in {**metadata, **gguf.write(spec)}.items()}
+    # What its absence says too is left out, but for a flag that the family asks for.
+    flags = {key for key in gguf.keys.values() if told[key] is False}
+    said = {key: value for key, value in told.items() if key in flags or value not in (None, FACTS[key].absent)}
+    own = {f"{gguf.architecture}.{key}": value for key, value in said.items()}
+    own |= {_whole(gguf, key): value for key, value in gguf.write(spec).items()}
     position, scaling = _position(spec), getattr(_position(spec), "scaling", None)
     small = {}
     if isinstance(scaling, Llama3Scaling):
         small[DIVISORS] = _llama3_divisors(scaling, position.base, (_turned(spec) or 0) // 2)
     if isinstance(scaling, LongRopeScaling):
         small = {LONG: list(scaling.long), SHORT: list(scaling.short)}
-    return Written({"general.architecture": gguf.architecture, **metadata}, small)
+    return Written({"general.architecture": gguf.architecture, **own}, small)
+
+
+def _whole(gguf: Gguf, key: str) -> str:
+    return key if key.startswith("tokenizer.") else f"{gguf.architecture}.{key}"
 
 
 def check(spec: Transformer, again: Transformer) -> None:
@@ -444,7 +448,7 @@ class PlusOne:
         return tensor - 1
 
     def to_saved(self, tensor: Any) -> Any:
-        return tensor + 1
+        return tensor.float() + 1  # before the type of the file, which would round 1 + w
 
 
 _NAMES = {

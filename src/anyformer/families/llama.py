@@ -47,15 +47,13 @@ def _size(
     return size(dim, layers, heads, kv_heads, hidden, vocabulary, context, rms_norm_eps=1e-5, **more)
 
 
-def _smol(*shape: int, base: float) -> dict[str, Any]:
-    return _size(*shape, 49152, 8192, rope_theta=base, tie_word_embeddings=True)
-
-
-def _llama3(*shape: int, factor: float, **more: Any) -> dict[str, Any]:
+def _llama3(factor: float) -> dict[str, Any]:
     scaling = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     scaling["original_max_position_embeddings"] = 8192
-    return _size(*shape, 128256, 131072, rope_theta=500000.0, rope_scaling=scaling, **more)
+    return {"rope_theta": 500000.0, "rope_scaling": scaling}
 
+
+_TIED = {"tie_word_embeddings": True}
 
 family = Family(
     name="llama",
@@ -64,16 +62,16 @@ family = Family(
     model_types=("llama",),
     architectures=architectures("Llama"),
     presets={
-        "tiny": _size(128, 2, 4, 2, 352, 512, 512, tie_word_embeddings=True),
-        "135m": _smol(576, 30, 9, 3, 1536, base=100000.0),
-        "360m": _smol(960, 32, 15, 5, 2560, base=100000.0),
-        "1.7b": _smol(2048, 24, 32, 32, 8192, base=130000.0),
-        "1b": _llama3(2048, 16, 32, 8, 8192, factor=32.0, tie_word_embeddings=True),
-        "3b": _llama3(3072, 28, 24, 8, 8192, factor=32.0, tie_word_embeddings=True),
+        "tiny": _size(128, 2, 4, 2, 352, 512, 512, **_TIED),
+        "135m": _size(576, 30, 9, 3, 1536, 49152, 8192, rope_theta=100000.0, **_TIED),
+        "360m": _size(960, 32, 15, 5, 2560, 49152, 8192, rope_theta=100000.0, **_TIED),
+        "1.7b": _size(2048, 24, 32, 32, 8192, 49152, 8192, rope_theta=130000.0, **_TIED),
+        "1b": _size(2048, 16, 32, 8, 8192, 128256, 131072, **_TIED, **_llama3(32.0)),
+        "3b": _size(3072, 28, 24, 8, 8192, 128256, 131072, **_TIED, **_llama3(32.0)),
         "7b": _size(4096, 32, 32, 32, 11008, 32000, 4096),
-        "8b": _llama3(4096, 32, 32, 8, 14336, factor=8.0),
+        "8b": _size(4096, 32, 32, 8, 14336, 128256, 131072, **_llama3(8.0)),
         "13b": _size(5120, 40, 40, 40, 13824, 32000, 4096),
-        "70b": _llama3(8192, 80, 64, 8, 28672, factor=8.0),
+        "70b": _size(8192, 80, 64, 8, 28672, 128256, 131072, **_llama3(8.0)),
     },
     read=read,
     write=write,
