@@ -18,7 +18,9 @@ from anyformer.families.decoder import (
     write_feed_forward,
     write_window,
 )
-from anyformer.families.family import Family, branch
+from anyformer.families.family import Family, Gguf, branch
+from anyformer.families.gguf import DECODER, WINDOW
+from anyformer.families.gguf import tensors as gguf_tensors
 from anyformer.spec import FeedForward, Transformer
 
 
@@ -58,4 +60,11 @@ family = Family(
     write=write,
     tensors=tensors,
     prefix="model.",
+    gguf=Gguf(
+        "llama",
+        keys={**DECODER, **WINDOW},
+        tensors=gguf_tensors(paired=True),
+        scalings=("linear", "yarn", "longrope", "llama3"),
+        requires=("attention.sliding_window",),
+    ),
 )

@@ -20,7 +20,9 @@ from anyformer.families.decoder import (
     write_experts,
     write_window,
 )
-from anyformer.families.family import Family, branch
+from anyformer.families.family import Family, Gguf, branch
+from anyformer.families.gguf import DECODER, EXPERTS, WINDOW
+from anyformer.families.gguf import tensors as gguf_tensors
 from anyformer.families.names import Table
 from anyformer.spec import MixtureOfExperts, Transformer
 
@@ -72,4 +74,11 @@ family = Family(
     prefix="model.",
     defaults={"router_jitter_noise": 0.0},
     ignored=ROUTER_IGNORED,
+    gguf=Gguf(
+        "llama",
+        keys={**DECODER, **WINDOW, "num_local_experts": "expert_count", "num_experts_per_tok": "expert_used_count"},
+        tensors=gguf_tensors(EXPERTS, paired=True),
+        scalings=("linear", "yarn", "longrope", "llama3"),
+        requires=("expert_count", "expert_used_count"),
+    ),
 )
