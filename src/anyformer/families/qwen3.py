@@ -21,7 +21,9 @@ from anyformer.families.decoder import (
     write_decoder,
     write_feed_forward,
 )
-from anyformer.families.family import Family, branch, given
+from anyformer.families.family import Family, Gguf, branch, given
+from anyformer.families.gguf import DECODER
+from anyformer.families.gguf import tensors as gguf_tensors
 from anyformer.families.layer_types import GLOBAL, LOCAL, attentions, pattern, read_kinds, write_kinds
 from anyformer.spec import Block, FeedForward, Stack, Transformer
 
@@ -91,4 +93,5 @@ family = Family(
         "max_window_layers": "layer_types spells out which layers have a window, or none has one",
         "sliding_window": "of use only with use_sliding_window",
     },
+    gguf=Gguf("qwen3", keys=DECODER, tensors=gguf_tensors()),
 )

@@ -25,7 +25,9 @@ from anyformer.families.decoder import (
     write_experts,
     write_window,
 )
-from anyformer.families.family import Family, given
+from anyformer.families.family import Family, Gguf, given
+from anyformer.families.gguf import DECODER, EXPERTS
+from anyformer.families.gguf import tensors as gguf_tensors
 from anyformer.families.layer_types import pattern
 from anyformer.families.names import Table
 from anyformer.spec import Attention, Block, FeedForward, MixtureOfExperts, Stack, Transformer
@@ -123,4 +125,16 @@ family = Family(
         "max_window_layers": "of use only with use_sliding_window",
         "sliding_window": "of use only with use_sliding_window",
     },
+    gguf=Gguf(
+        "qwen3moe",
+        keys={
+            **{name: key for name, key in DECODER.items() if name != "intermediate_size"},
+            "moe_intermediate_size": "expert_feed_forward_length",
+            "num_experts": "expert_count",
+            "num_experts_per_tok": "expert_used_count",
+        },
+        tensors=gguf_tensors(EXPERTS),
+        fixed={"norm_topk_prob": True},
+        ignored={"feed_forward_length": "the width of layers without experts, of which there are none"},
+    ),
 )
