@@ -3,11 +3,13 @@ and logits, windows on every other layer. Gemma 3 is built the same way."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from anyformer.families.config import Config, activation_name
-from anyformer.families.family import Family, branch, given
+from anyformer.families.family import Family, Gguf, GgufSource, branch, given
+from anyformer.families.gguf import DECODER, WINDOW, layer_types
+from anyformer.families.gguf import tensors as gguf_tensors
 from anyformer.families.layer_types import GLOBAL, LOCAL, attentions, pattern, read_kinds, write_kinds
 from anyformer.families.llama import tensors as llama_tensors
 from anyformer.families.names import Table, Tensor
@@ -168,6 +170,27 @@ def size(
     }
 
 
+#: What GGUF files of Gemma 2 and 3 say, and how their second norms are called.
+GGUF_KEYS = {**DECODER, **WINDOW, "final_logit_softcapping": "final_logit_softcapping"}
+GGUF_NAMES = {
+    "blk.*.post_attention_norm.weight": "layers.*.attention_output_norm.weight",
+    "blk.*.post_ffw_norm.weight": "layers.*.feed_forward_output_norm.weight",
+}
+
+
+def gguf_read(every: int, largest: int) -> Callable[[GgufSource], dict[str, Any]]:
+    """Reads the kinds of layers, and the scale of scores, by which the size of `largest` layers differs from others."""
+    kinds = layer_types(every)
+
+    def read(source: GgufSource) -> dict[str, Any]:
+        config = source.metadata
+        whole = config.size("embedding_length") // config.size("attention.head_count")
+        scalar = whole if config.size("block_count") == largest else config.size("attention.key_length")
+        return {**kinds(source), "query_pre_attn_scalar": scalar}
+
+    return read
+
+
 #: Attributes of both generations that nothing here computes.
 DEFAULTS = {"use_bidirectional_attention": False}
 IGNORED = {"cache_implementation": "which cache generation uses"}
@@ -198,4 +221,13 @@ family = Family(
     defaults=DEFAULTS,
     ignored=IGNORED,
     generation={"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0},
+    gguf=Gguf(
+        "gemma2",
+        keys={**GGUF_KEYS, "attn_logit_softcapping": "attn_logit_softcapping"},
+        tensors=gguf_tensors(GGUF_NAMES),
+        fixed={"tie_word_embeddings": True},
+        read=gguf_read(every=2, largest=46),
+        scalings=("linear",),
+        assumed={"attention.sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+    ),
 )

@@ -6,9 +6,21 @@ from __future__ import annotations
 from typing import Any
 
 from anyformer.families.config import Config
-from anyformer.families.family import Family, given
-from anyformer.families.gemma2 import DEFAULTS, IGNORED, read_attention, read_model, read_norm, size, write_model
+from anyformer.families.family import Family, Gguf, given
+from anyformer.families.gemma2 import (
+    DEFAULTS,
+    GGUF_KEYS,
+    GGUF_NAMES,
+    IGNORED,
+    gguf_read,
+    read_attention,
+    read_model,
+    read_norm,
+    size,
+    write_model,
+)
 from anyformer.families.gemma2 import tensors as gemma2_tensors
+from anyformer.families.gguf import tensors as gguf_tensors
 from anyformer.families.layer_types import GLOBAL, LOCAL, read_kinds, read_rotary, write_rotary
 from anyformer.families.names import Table, Tensor
 from anyformer.spec import Stack, Transformer
@@ -71,7 +83,11 @@ family = Family(
     },
     presets={
         "tiny": size(
-            128, 3, 4, 2, 32, 352, 512, sliding_window=64, max_position_embeddings=512, sliding_window_pattern=3
+            *(128, 3, 4, 2, 32, 352, 512),
+            query_pre_attn_scalar=32,
+            sliding_window=64,
+            max_position_embeddings=512,
+            sliding_window_pattern=3,
         ),
         "270m": size(640, 18, 4, 1, 256, 2048, 262144, **_SMALL),
         "1b": size(1152, 26, 4, 1, 256, 6912, 262144, **_SMALL),
@@ -86,4 +102,12 @@ family = Family(
     defaults={**DEFAULTS, "attn_logit_softcapping": None},
     ignored={**IGNORED, "_sliding_window_pattern": "spelled out by layer_types"},
     generation={"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0},
+    gguf=Gguf(
+        "gemma3",
+        keys={**GGUF_KEYS, "rope_local_base_freq": "rope.freq_base_swa"},
+        tensors=gguf_tensors(GGUF_NAMES),
+        read=gguf_read(every=6, largest=62),
+        scalings=("linear",),
+        assumed={"rope.freq_base_swa": 10000.0},
+    ),
 )
