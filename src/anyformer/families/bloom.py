@@ -6,7 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 from anyformer.families.config import Config
-from anyformer.families.family import Family, branch, given
+from anyformer.families.family import Family, Gguf, branch, given
+from anyformer.families.gguf import QKV
+from anyformer.families.gguf import tensors as gguf_tensors
 from anyformer.families.gpt import decoder, head_tensors, read_head, widths, write_head
 from anyformer.families.names import Table, Tensor
 from anyformer.spec import Alibi, Attention, Embeddings, FeedForward, Initialization, Norm, Stack, Transformer
@@ -117,4 +119,15 @@ family = Family(
         "offset_alibi": "a number added to all scores of a row, which the softmax takes out again",
         **dict.fromkeys(("bias_dropout_fusion", "masked_softmax_fusion", "skip_bias_add", "skip_bias_add_qkv"), _FUSED),
     },
+    gguf=Gguf(
+        "bloom",
+        keys={
+            "hidden_size": "embedding_length",
+            "n_layer": "block_count",
+            "n_head": "attention.head_count",
+            "seq_length": "context_length",
+            "layer_norm_epsilon": "attention.layer_norm_epsilon",
+        },
+        tensors=gguf_tensors(QKV),
+    ),
 )

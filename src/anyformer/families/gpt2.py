@@ -6,7 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 from anyformer.families.config import Config, activation_name
-from anyformer.families.family import Family, branch, given
+from anyformer.families.family import Family, Gguf, branch, given
+from anyformer.families.gguf import QKV
+from anyformer.families.gguf import tensors as gguf_tensors
 from anyformer.families.gpt import BUFFERS, decoder, head_tensors, read_head, widths, write_head
 from anyformer.families.names import Table, Tensor, Transpose
 from anyformer.spec import Attention, Embeddings, FeedForward, Initialization, Learned, Norm, Stack, Transformer
@@ -137,4 +139,16 @@ family = Family(
         "n_ctx": "the size of a buffer in old versions; n_positions is the length",
         "reorder_and_upcast_attn": "in which type scores are computed; here always float32",
     },
+    gguf=Gguf(
+        "gpt2",
+        keys={
+            "n_embd": "embedding_length",
+            "n_layer": "block_count",
+            "n_head": "attention.head_count",
+            "n_inner": "feed_forward_length",
+            "n_positions": "context_length",
+            "layer_norm_epsilon": "attention.layer_norm_epsilon",
+        },
+        tensors=gguf_tensors(QKV),
+    ),
 )

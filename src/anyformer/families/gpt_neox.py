@@ -7,7 +7,9 @@ from __future__ import annotations
 from typing import Any
 
 from anyformer.families.config import Config, activation_name
-from anyformer.families.family import Family, branch, given
+from anyformer.families.family import Family, Gguf, GgufSource, branch, given
+from anyformer.families.gguf import QKV, turned
+from anyformer.families.gguf import tensors as gguf_tensors
 from anyformer.families.gpt import BUFFERS, decoder, head_tensors, read_head, widths, write_head
 from anyformer.families.names import Table, Tensor
 from anyformer.families.rotary import rotary, rotary_attributes, rotary_share
@@ -94,6 +96,19 @@ def tensors(spec: Transformer) -> Table:
     )
 
 
+def _gguf_read(source: GgufSource) -> dict[str, Any]:
+    return {
+        **turned("rotary_pct")(source),
+        "hidden_act": source.metadata.text("hidden_activation", default="gelu"),
+    }
+
+
+def _gguf_write(spec: Transformer) -> dict[str, Any]:
+    """Which of the two forms of GELU it is; llama.cpp, which does not ask, computes the faster one for both."""
+    feed_forward, _ = branch(spec.decoder, "feed_forward", FeedForward)
+    return {"hidden_activation": "gelu_fast"} if feed_forward.activation == "gelu_tanh" else {}
+
+
 def _size(dim: int, layers: int, heads: int, hidden: int, vocabulary: int = 50304, **more: Any) -> dict[str, Any]:
     shape = {"hidden_size": dim, "num_hidden_layers": layers, "num_attention_heads": heads}
     return {"vocab_size": vocabulary, **shape, "intermediate_size": hidden, **more}
@@ -132,4 +147,21 @@ family = Family(
         "is_decoder": "it is one whatever this says",
         "masked_softmax_fusion": "how the program that trained it fuses its steps",
     },
+    gguf=Gguf(
+        "gptneox",
+        keys={
+            "hidden_size": "embedding_length",
+            "num_hidden_layers": "block_count",
+            "num_attention_heads": "attention.head_count",
+            "intermediate_size": "feed_forward_length",
+            "max_position_embeddings": "context_length",
+            "layer_norm_eps": "attention.layer_norm_epsilon",
+            "rotary_emb_base": "rope.freq_base",
+            "use_parallel_residual": "use_parallel_residual",
+        },
+        tensors=gguf_tensors(QKV),
+        fixed={"tie_word_embeddings": False},
+        read=_gguf_read,
+        write=_gguf_write,
+    ),
 )

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from anyformer.families.config import DEFAULTS, IGNORED, Config
-from anyformer.families.family import Family, branch, given
+from anyformer.families.family import Family, Gguf, branch, given
+from anyformer.families.gguf import QKV
+from anyformer.families.gguf import tensors as gguf_tensors
 from anyformer.families.gpt import decoder, head_tensors, read_head, widths, write_head
 from anyformer.families.names import Table, Tensor
 from anyformer.spec import Alibi, Attention, Embeddings, FeedForward, Initialization, Norm, Stack, Transformer
@@ -131,4 +133,15 @@ family = Family(
         "tokenizer_name": "the tokenizer's files say what it is",
         "verbose": "what a program prints",
     },
+    gguf=Gguf(
+        "mpt",
+        keys={
+            "d_model": "embedding_length",
+            "n_layers": "block_count",
+            "n_heads": "attention.head_count",
+            "max_seq_len": "context_length",
+            "layer_norm_epsilon": "attention.layer_norm_epsilon",
+        },
+        tensors=gguf_tensors(QKV),
+    ),
 )
