@@ -18,7 +18,9 @@ from anyformer.families.decoder import (
     write_decoder,
     write_feed_forward,
 )
-from anyformer.families.family import Family, branch
+from anyformer.families.family import Family, Gguf, branch
+from anyformer.families.gguf import DECODER
+from anyformer.families.gguf import tensors as gguf_tensors
 from anyformer.families.names import Table, Tensor
 from anyformer.spec import Block, Branch, FeedForward, Transformer
 
@@ -70,4 +72,16 @@ family = Family(
     write=write,
     tensors=tensors,
     prefix="model.",
+    gguf=Gguf(
+        "olmo2",
+        # Every head has an equal share of the width, whatever the file says of it.
+        keys={name: key for name, key in DECODER.items() if name != "head_dim"},
+        tensors=gguf_tensors(
+            {
+                "blk.*.post_attention_norm.weight": "layers.*.attention_norm.weight",
+                "blk.*.post_ffw_norm.weight": "layers.*.feed_forward_norm.weight",
+            }
+        ),
+        fixed={"tie_word_embeddings": False},
+    ),
 )

@@ -18,7 +18,9 @@ from anyformer.families.decoder import (
     write_window,
 )
 from anyformer.families.decoder import tensors as decoder_tensors
-from anyformer.families.family import Family, branch, given
+from anyformer.families.family import Family, Gguf, branch, given
+from anyformer.families.gguf import DECODER, GATE_UP, QKV, WINDOW, turned
+from anyformer.families.gguf import tensors as gguf_tensors
 from anyformer.families.names import Table, Tensor
 from anyformer.families.rotary import rotary_share
 from anyformer.spec import Attention, FeedForward, LongRopeScaling, Rotary, Stack, Transformer
@@ -67,6 +69,11 @@ def tensors(spec: Transformer) -> Table:
     )
 
 
+def _gguf_write(spec: Transformer) -> dict[str, Any]:
+    """The context before scaling, which files hold whether there is scaling or not."""
+    return {"rope.scaling.original_context_length": write(spec).get("original_max_position_embeddings", 4096)}
+
+
 # fmt: off
 _SHORT = [
     1.0, 1.02, 1.03, 1.03, 1.05, 1.05, 1.05, 1.05, 1.05, 1.07, 1.1, 1.11, 1.16, 1.16, 1.17, 1.29, 1.34, 1.68, 1.79,
@@ -102,4 +109,12 @@ family = Family(
     # Said outright in every file that is written: what transformers takes for granted lies beyond a small vocabulary.
     generation={"eos_token_id": None, "pad_token_id": None},
     ignored={"embd_pdrop": "no dropout of embeddings is ever computed from it"},
+    gguf=Gguf(
+        "phi3",
+        keys={**DECODER, **WINDOW, "original_max_position_embeddings": "rope.scaling.original_context_length"},
+        tensors=gguf_tensors(QKV, GATE_UP),
+        read=turned("partial_rotary_factor"),
+        write=_gguf_write,
+        scalings=("longrope",),
+    ),
 )
