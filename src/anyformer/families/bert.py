@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from anyformer.families.config import Config, activation_name
-from anyformer.families.family import Family, branch, given
+from anyformer.families.family import Family, Gguf, GgufSource, branch, given
+from anyformer.families.gguf import tensors as gguf_tensors
 from anyformer.families.names import Table, Tensor, Unused
 from anyformer.spec import (
     Attention,
@@ -151,6 +152,14 @@ def masked_tensors(head: Head, module: str, norm: str) -> Table:
     )
 
 
+def _gguf_read(source: GgufSource) -> dict[str, Any]:
+    return {"type_vocab_size": source.shapes.get("token_types.weight", (0,))[0]}
+
+
+def _gguf_write(spec: Transformer) -> dict[str, Any]:
+    return {"tokenizer.ggml.token_type_count": spec.output.embeddings.segments}
+
+
 POOLER = "the pooler of BERT's second pretraining task, which only sequence classification reads"
 
 
@@ -204,4 +213,23 @@ family = Family(
     tensors=tensors,
     prefix="bert.",
     defaults={"position_embedding_type": "absolute"},
+    gguf=Gguf(
+        "bert",
+        keys={
+            "hidden_size": "embedding_length",
+            "num_hidden_layers": "block_count",
+            "num_attention_heads": "attention.head_count",
+            "intermediate_size": "feed_forward_length",
+            "max_position_embeddings": "context_length",
+            "layer_norm_eps": "attention.layer_norm_epsilon",
+        },
+        tensors=gguf_tensors(
+            {
+                "blk.*.attn_output_norm.*": "layers.*.attention_norm.*",
+                "blk.*.layer_output_norm.*": "layers.*.feed_forward_norm.*",
+            }
+        ),
+        read=_gguf_read,
+        write=_gguf_write,
+    ),
 )

@@ -6,7 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 from anyformer.families.config import Config, activation_name
-from anyformer.families.family import Family, given
+from anyformer.families.family import Family, Gguf, GgufSource, given
+from anyformer.families.gguf import GATE_UP, QKV, layer_types
+from anyformer.families.gguf import tensors as gguf_tensors
 from anyformer.families.layer_types import (
     GLOBAL,
     LOCAL,
@@ -176,6 +178,17 @@ def _size(dim: int, layers: int, heads: int, hidden: int, **more: Any) -> dict[s
     return {"vocab_size": 50368, **shape, **more}
 
 
+def _gguf_read(source: GgufSource) -> dict[str, Any]:
+    activation = source.metadata.text("hidden_activation", default="gelu")
+    return {**layer_types(3, last=False)(source), "hidden_activation": activation}
+
+
+def _gguf_write(spec: Transformer) -> dict[str, Any]:
+    """The activation, where it is one of those that llama.cpp takes from the file."""
+    name = write(spec)["hidden_activation"]
+    return {"hidden_activation": name} if name in ("gelu", "silu") else {}
+
+
 family = Family(
     name="modernbert",
     title="ModernBERT",
@@ -203,4 +216,23 @@ family = Family(
         "sparse_prediction": "for which tokens training computes logits",
         "sparse_pred_ignore_index": "for which tokens training computes logits",
     },
+    gguf=Gguf(
+        "modern-bert",
+        keys={
+            "hidden_size": "embedding_length",
+            "num_hidden_layers": "block_count",
+            "num_attention_heads": "attention.head_count",
+            "intermediate_size": "feed_forward_length",
+            "max_position_embeddings": "context_length",
+            "norm_eps": "attention.layer_norm_epsilon",
+            "global_rope_theta": "rope.freq_base",
+            "local_rope_theta": "rope.freq_base_swa",
+            "local_attention": "attention.sliding_window",
+        },
+        tensors=gguf_tensors(QKV, GATE_UP),
+        read=_gguf_read,
+        write=_gguf_write,
+        assumed={"rope.freq_base_swa": 10000.0},
+        scalings=(),
+    ),
 )
