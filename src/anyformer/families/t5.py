@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from anyformer.families.config import ACTIVATIONS, Config
-from anyformer.families.family import Family, branch, given
+from anyformer.families.family import Family, Gguf, GgufSource, branch, given
 from anyformer.families.names import Table, Tensor, Unused
 from anyformer.spec import (
     Attention,
@@ -160,6 +160,32 @@ def tensors(spec: Transformer) -> Table:
     return lines
 
 
+def gguf_tensors(spec: Transformer) -> Table:
+    lines = [
+        Tensor("token_embd.weight", "encoder.embeddings.tokens.weight"),
+        Tensor("output.weight", "head.output.weight"),
+    ]
+    for short, stack in (("enc", "encoder"), ("dec", "decoder")):
+        layer, ours = f"{short}.blk.*", f"{stack}.layers.*"
+        for place, role in (("attn", "attention"), ("cross_attn", "cross_attention")):
+            for letter, name in (("q", "query"), ("k", "key"), ("v", "value"), ("o", "output")):
+                lines.append(Tensor(f"{layer}.{place}_{letter}.weight", f"{ours}.{role}.{name}.weight"))
+            lines.append(Tensor(f"{layer}.{place}_norm.weight", f"{ours}.{role}_norm.weight"))
+        for name in ("gate", "up", "down"):
+            lines.append(Tensor(f"{layer}.ffn_{name}.weight", f"{ours}.feed_forward.{name}.weight"))
+        lines += [
+            Tensor(f"{layer}.ffn_norm.weight", f"{ours}.feed_forward_norm.weight"),
+            Tensor(f"{short}.blk.0.attn_rel_b.weight", f"{stack}.relative.weight"),
+            Tensor(f"{short}.output_norm.weight", f"{stack}.norm.weight"),
+        ]
+    return (*lines, Unused("dec.blk.**.cross_attn_rel_b.weight", "a bias that no cross-attention has"))
+
+
+def _gguf_read(source: GgufSource) -> dict[str, Any]:
+    gated = "enc.blk.0.ffn_gate.weight" in source.shapes
+    return {"feed_forward_proj": "gated-gelu" if gated else "relu"}
+
+
 def _size(dim: int, head_dim: int, hidden: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
     shape = {"d_model": dim, "d_kv": head_dim, "d_ff": hidden, "num_layers": layers, "num_heads": heads}
     return {"vocab_size": 32128, **shape, **more}
@@ -202,4 +228,21 @@ family = Family(
         "classifier_dropout": "dropout of a classification head",
     },
     generation={"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1},
+    gguf=Gguf(
+        "t5",
+        keys={
+            "d_model": "embedding_length",
+            "d_kv": "attention.key_length",
+            "d_ff": "feed_forward_length",
+            "num_layers": "block_count",
+            "num_decoder_layers": "decoder_block_count",
+            "num_heads": "attention.head_count",
+            "n_positions": "context_length",
+            "relative_attention_num_buckets": "attention.relative_buckets_count",
+            "layer_norm_epsilon": "attention.layer_norm_rms_epsilon",
+        },
+        tensors=gguf_tensors,
+        fixed={"is_encoder_decoder": True},
+        read=_gguf_read,
+    ),
 )
