@@ -17,18 +17,23 @@ class Format(StrEnum):
 
     huggingface = "huggingface"
     anyformer = "anyformer"
+    gguf = "gguf"
 
 
 def convert(
     model: ModelArgument,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The directory to write.", show_default=False)],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The directory, or the .gguf file, to write.", show_default=False)
+    ],
     to: Annotated[
-        Format,
+        Format | None,
         typer.Option(
             "--to",
-            help="huggingface: a directory that other tools load; anyformer: also what no other tool can load.",
+            help="huggingface: a directory that other tools load; anyformer: also what no other tool can load; "
+            "gguf: a file for llama.cpp. By the name of OUT unless given.",
+            show_default=False,
         ),
-    ] = Format.huggingface,
+    ] = None,
     dtype: Annotated[
         Dtype | None,
         typer.Option(
@@ -41,18 +46,25 @@ def convert(
     threads: ThreadsOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Write a model as a directory that other tools load.
+    """Write a model as a directory that other tools load, or as a GGUF file.
 
-    It holds config.json, safetensors and tokenizer as Hugging Face has them, and spec.json.
+    A directory holds config.json, safetensors and tokenizer as Hugging Face has them, and spec.json. A GGUF file holds
+    all in one, its matrices in a float type.
 
     Everything is written aside and moved into place, so that OUT never holds half a model.
     """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
+        raise CheckpointError(f"{out} is there already and not empty; choose another name, or replace it with --force")
+    to = to or (Format.gguf if out.suffix == ".gguf" else Format.huggingface)
+    parameters = _write_file(model, out, dtype) if to is Format.gguf else _write_directory(model, out, to, dtype)
+    files = [out] if out.is_file() else [path for path in out.iterdir() if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    note(f"{model} -> {out}: {parameters:,} parameters, {size / 1e6:,.1f} MB")
+
+
+def _write_directory(model: str, out: Path, to: Format, dtype: Dtype | None) -> int:
     from anyformer import checkpoints
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
-        raise CheckpointError(
-            f"{out} is there already and not empty; choose another directory, or replace it with --force"
-        )
     loaded = open_model(model, dtype, "cpu")
     if to is Format.huggingface and checkpoints.expressible(loaded.spec, loaded.family) is None:
         raise CheckpointError(
@@ -61,5 +73,29 @@ def convert(
         )
     with waiting(f"writing {out}"):
         loaded.save(out)
-    size = sum(path.stat().st_size for path in out.iterdir() if path.is_file())
-    note(f"{model} -> {out}: {sum(p.numel() for p in loaded.parameters()):,} parameters, {size / 1e6:,.1f} MB")
+    return sum(parameter.numel() for parameter in loaded.parameters())
+
+
+def _write_file(model: str, out: Path, dtype: Dtype | None) -> int:
+    """Tensors go from file to file one at a time; only a preset's fresh weights are a whole model first."""
+    with waiting(f"writing {out}"):
+        from anyformer import checkpoints, families
+        from anyformer.checkpoints.gguf_writing import write_gguf
+        from anyformer.model.building import dtype_of
+        from anyformer.planning.shapes import count
+
+        if families.preset(model) is not None:
+            loaded = open_model(model, dtype, "cpu")
+            source = {
+                "spec": loaded.spec,
+                "tensors": dict(loaded.named_parameters()),
+                "family": loaded.family,
+                "generation": loaded.generation,
+            }
+            stored = next(loaded.parameters()).dtype
+        else:
+            found = checkpoints.open(model)
+            source = {name: getattr(found, name) for name in ("spec", "tensors", "family", "generation", "tokenizer")}
+            stored = found.dtype
+        write_gguf(out, **source, dtype=stored if dtype is None else dtype_of(dtype.value), name=Path(model).stem)
+        return count(source["spec"])
