@@ -127,6 +127,17 @@ def test_shards(server: stand_in.Hub, tmp_path: Path) -> None:
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in built.named_parameters())
 
 
+def test_an_index_that_names_pickles(server: stand_in.Hub, files: dict[str, bytes]) -> None:
+    """An index cannot have anything but safetensors fetched."""
+    index = {"weight_map": {"a": "pytorch_model.bin", "b": "../../x.safetensors"}}
+    described = {name: data for name, data in files.items() if name != "model.safetensors"}
+    index_file = {"model.safetensors.index.json": json.dumps(index).encode()}
+    server.add("org/name", described | index_file | {"pytorch_model.bin": b"never read"})
+    with pytest.raises(CheckpointError, match=r"names '../../x.safetensors', which lies outside the directory"):
+        model.load("org/name")
+    assert sorted(server.fetched()) == sorted([*described, "model.safetensors.index.json"])
+
+
 def test_looking_at_a_model_fetches_no_weights(server: stand_in.Hub, files: dict[str, bytes]) -> None:
     """Its headers are enough to say what it is; loading it then fetches them, and opens no header twice."""
     server.add("org/name", files)
@@ -448,11 +459,14 @@ def test_pushing(
 
 
 def test_pushing_is_refused(server: stand_in.Hub, files: dict[str, bytes]) -> None:
-    """Without a token the sentence says how to log in, and the hub is as it was."""
+    """Without a token the sentence says how to log in, and the hub is as it was; what is no name is refused first."""
     server.add("org/name", files)
     with pytest.raises(CheckpointError, match=r"org/mine.*401.*log in with: hf auth login"):
         model.load("org/name").push_to_hub("org/mine")
     assert server.repositories.keys() == {"org/name"}
+    for name in ("mine", "org/mine@main", "./mine", "org/"):
+        with pytest.raises(CheckpointError, match=f"is named org/name, which '{name}' is not"):
+            model.load("org/name").push_to_hub(name)
 
 
 @pytest.mark.parametrize("family", ["llama", "bert", "t5", "mixtral"])

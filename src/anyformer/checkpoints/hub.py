@@ -98,7 +98,8 @@ def fetch_file(place: Place, name: str) -> Path:
 
 def _fill_blob(place: Place, name: str) -> None:
     """Fetch the bytes of a file to where the cache keeps them, going on from what is there already: huggingface-hub
-    itself goes on after a lost connection, but throws a file's beginning away when its process ends."""
+    itself goes on after a lost connection, but throws a file's beginning away when its process ends, over Xet as over
+    HTTP, which is what is spoken here."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get, repo_folder_name
     from huggingface_hub.utils import WeakFileLock, build_hf_headers
@@ -186,9 +187,12 @@ def tensors(place: Place, directory: Path) -> Source:
 
 
 def _weight_files(directory: Path) -> list[str]:
-    """The files that an index names, where there is one."""
+    """The safetensors files that an index names, where there is one. Whatever else it names is refused by who reads it."""
     named = read_json(directory / INDEX).get("weight_map") if (directory / INDEX).is_file() else None
-    return sorted({str(name) for name in named.values()}) if isinstance(named, dict) else [WEIGHTS]
+    if not isinstance(named, dict):
+        return [WEIGHTS]
+    names = {str(name) for name in named.values()}
+    return sorted(name for name in names if name.endswith(".safetensors") and ".." not in name)
 
 
 @contextmanager
@@ -216,7 +220,7 @@ def no_checkpoint(place: Place, why: str) -> str:
             f"{why}, only Python pickles ({pickled[0]}), which can run any code when they are read; ask its authors "
             f"for safetensors, or convert it where you trust it: from_pretrained, then save_pretrained, of transformers"
         )
-    return f"{why}; it holds {', '.join(files[:6]) or 'nothing'}"
+    return f"{why}; it holds {', '.join(files[:6])}" if files else why
 
 
 def contents(place: Place) -> list[str]:
@@ -237,6 +241,14 @@ def commit(place: Place) -> str:
     """The hash of the commit that a place's revision stands for now. Raises as `snapshot`."""
     # Every repository has this file, and it is small.
     return snapshot(place, [".gitattributes"], quiet=True).name
+
+
+def repository(name: str) -> str:
+    """The name of a repository, if it can be one. Raises `CheckpointError`."""
+    found = _PLACE.fullmatch(name)
+    if found is None or found[1] != name:
+        raise CheckpointError(f"a repository on a hub is named org/name, which '{name}' is not")
+    return name
 
 
 def push(

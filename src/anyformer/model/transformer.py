@@ -362,6 +362,7 @@ class Transformer(nn.Module):
         """
         from anyformer.checkpoints import card, directory, hub
 
+        repository = hub.repository(repository)
         with tempfile.TemporaryDirectory() as place:
             self.save(place)
             described = card.write(self.spec, repository, family=self.family, origin=self.origin, license=license)
