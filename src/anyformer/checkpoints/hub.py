@@ -187,7 +187,7 @@ def tensors(place: Place, directory: Path) -> Source:
 
 
 def _weight_files(directory: Path) -> list[str]:
-    """The safetensors files that an index names, where there is one. Whatever else it names is refused by who reads it."""
+    """The safetensors files that an index names, where there is one. What else it names, its reader refuses."""
     named = read_json(directory / INDEX).get("weight_map") if (directory / INDEX).is_file() else None
     if not isinstance(named, dict):
         return [WEIGHTS]
