@@ -1,14 +1,16 @@
-"""anyformer convert writes directories that load again, here and elsewhere, and nothing by halves."""
+"""anyformer convert writes directories and GGUF files that load again, here and elsewhere, and nothing by halves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
+import llamacpp
 import pytest
 import torch
 
-from anyformer import model, spec
+from anyformer import families, model, spec, text
+from anyformer.checkpoints.gguf import GgufFile
 from anyformer.model import load
 
 
@@ -65,3 +67,55 @@ def test_unknown_formats_are_refused(anyformer: Callable, talker: Path, tmp_path
     """--to names what can be written."""
     ran = anyformer("convert", talker, tmp_path / "out", "--to", "pickle")
     assert ran.code == 2 and "huggingface" in ran.err and not (tmp_path / "out").exists()
+
+
+def test_a_gguf_file_and_back(anyformer: Callable, tmp_path: Path) -> None:
+    """The suffix asks for a GGUF file, in the type of --dtype; it loads as the same model, and is not replaced
+    unasked."""
+    train = text.train_bpe(["low lower lowest, newer wider " * 9], 300)
+    built = model.build(families.named("llama")("tiny"), seed=1)
+    built.family, built.tokenizer = "llama", train
+    built.save(tmp_path / "directory")
+    ran = anyformer("convert", tmp_path / "directory", tmp_path / "x.gguf", "--dtype", "float16")
+    assert ran.code == 0 and "parameters" in ran.err
+    copy = load(tmp_path / "x.gguf")
+    assert copy.spec == load(tmp_path / "directory").spec and copy.dtype == torch.float16
+    assert copy.tokenizer is not None and copy.tokenizer.encode(" lowest") == train.encode(" lowest")
+    before = (tmp_path / "x.gguf").read_bytes()
+    assert anyformer("convert", "gpt2:tiny", tmp_path / "x.gguf").code == 2
+    assert (tmp_path / "x.gguf").read_bytes() == before
+    assert anyformer("convert", "gpt2:tiny", tmp_path / "x.gguf", "--force").code == 0
+    assert load(tmp_path / "x.gguf").family == "gpt2"
+
+
+def test_what_no_gguf_file_can_hold(anyformer: Callable, talker: Path, tmp_path: Path) -> None:
+    """A tokenizer of another kind, a family without an architecture, a type of numbers: a sentence each, no file."""
+    cases = {
+        "merges nothing": (talker,),
+        "no GGUF architecture for bart": ("bart:tiny",),
+        "not float64": ("llama:tiny", "--dtype", "float64"),
+    }
+    for message, arguments in cases.items():
+        ran = anyformer("convert", arguments[0], tmp_path / "x.out", "--to", "gguf", *arguments[1:])
+        assert ran.code == 2 and message in ran.err and ran.err.strip().count("\n") == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_real_model_speaks_as_before(anyformer: Callable, smollm: Path, tmp_path: Path) -> None:
+    """SmolLM2's quantised file, as a directory, as a GGUF file in float32 again, says what it said of itself; llama.cpp
+    reads a text as the same ids and goes on with the same tokens."""
+    llamacpp.library()
+    assert anyformer("convert", smollm, tmp_path / "smol").code == 0
+    assert anyformer("convert", tmp_path / "smol", tmp_path / "x.gguf").code == 0
+    metadata = GgufFile(tmp_path / "x.gguf").metadata
+    for key, value in GgufFile(smollm).metadata.items():
+        # Its splits have several names, and what is said of spaces is of other kinds of vocabulary.
+        if key.startswith(("llama.", "tokenizer.")) and not key.endswith((".pre", ".add_space_prefix")):
+            assert metadata[key] == value, key
+    prompt, copy = "The capital of France is", load(tmp_path / "x.gguf", device="cpu")
+    assert copy.tokenizer is not None
+    ids = llamacpp.tokens(tmp_path / "x.gguf", prompt)
+    assert copy.tokenizer.encode(prompt) == ids
+    new = copy.generate(torch.tensor([ids]), max_new_tokens=8, temperature=0)[0].tolist()
+    expected = llamacpp.logits(tmp_path / "x.gguf", ids + new).argmax(-1).tolist()
+    assert new == expected[len(ids) - 1 : -1]
