@@ -2,8 +2,9 @@
 
     python docs/generate.py
 
-What was measured of the families is in families/parity.json, which `python benchmarks/parity.py --write` fills. Both
-stand between marks, and what stands around them is written by hand. tests/test_docs.py holds them to the code.
+What is generated stands between marks in its page; what stands around it is written by hand. What was measured of the
+families is in families/parity.json, which `python benchmarks/parity.py --write` fills. tests/test_docs.py holds the
+pages to the code.
 """
 
 from __future__ import annotations
@@ -241,37 +242,40 @@ def _comparable(branch: Branch) -> Branch:
 
 
 def compared(first: Transformer, second: Transformer) -> list[Difference]:
-    """The parts in which two specs of one shape differ.
-
-    Their kinds of layers are put side by side, those of the one that has fewer again and again, as a stack does. What
-    differs alike in encoder and decoder is one difference."""
-    sides, several = [first, second], dict[str, int]()
-    for name in first.stacks():
-        kinds = [_kinds(side.stacks()[name]) for side in sides]
-        several[name] = lcm(*map(len, kinds))
-        sides = [
-            side.replace(**{name: side.stacks()[name].replace(pattern=blocks * (several[name] // len(blocks)))})
-            for side, blocks in zip(sides, kinds)
-        ]
+    """The parts in which two specs of one shape differ. What differs alike in encoder and decoder is one difference."""
+    first, second, kinds = _side_by_side(first, second)
     counted: Counter[tuple[str, Difference]] = Counter()
-    for path, one, other in differences(*sides, guidance=False):
-        stack, _, inside = path.partition(".") if path.partition(".")[0] in several else ("", "", path)
-        last = [step for step in path.split(".") if not step.isdigit()][-1]
-        if last in CHOICES or (last in SIZES and one and other):
-            continue
-        part = _part(inside, sides[0].stacks().get(stack))
-        weight = max(1, *(len(list(_fields(side))) for side in (one, other) if isinstance(side, Part)), 0)
-        counted[stack, Difference(part, _value(last, one), _value(last, other), weight)] += 1
+    for path, one, other in differences(first, second, guidance=False):
+        field = [step for step in path.split(".") if not step.isdigit()][-1]
+        if field not in CHOICES and not (field in SIZES and one and other):
+            stack, _, inside = path.partition(".")
+            part = _part(inside, first.stacks()[stack]) if stack in kinds else path
+            said = [len(list(_fields(side))) for side in (one, other) if isinstance(side, Part)]
+            difference = Difference(part, _value(field, one), _value(field, other), max([1, *said]))
+            counted[stack if stack in kinds else "", difference] += 1
     found: dict[Difference, list[str]] = {}
     for (stack, difference), count in counted.items():
-        if difference.part.startswith("layer.") and count < several[stack]:
-            difference = difference._replace(part=f"{difference.part} (in {count} of {several[stack]} kinds of layer)")
+        if difference.part.startswith("layer.") and count < kinds[stack]:
+            difference = difference._replace(part=f"{difference.part} (in {count} of {kinds[stack]} kinds of layer)")
         found.setdefault(difference, []).append(stack)
-    both = len(several) > 1
     return [
-        each._replace(part=f"{stacks[0]}.{each.part}" if both and stacks[0] and len(stacks) == 1 else each.part)
+        each._replace(part=f"{stacks[0]}.{each.part}") if stacks[0] and len(stacks) < len(kinds) else each
         for each, stacks in found.items()
     ]
+
+
+def _side_by_side(first: Transformer, second: Transformer) -> tuple[Transformer, Transformer, dict[str, int]]:
+    """Two specs with the kinds of layers of their stacks one against one, those of the one that has fewer again and
+    again, as a stack does; and how many each stack then has."""
+    sides, lengths = [first, second], dict[str, int]()
+    for name in first.stacks():
+        kinds = [_kinds(side.stacks()[name]) for side in sides]
+        lengths[name] = lcm(*map(len, kinds))
+        sides = [
+            side.replace(**{name: side.stacks()[name].replace(pattern=blocks * (lengths[name] // len(blocks)))})
+            for side, blocks in zip(sides, kinds)
+        ]
+    return sides[0], sides[1], lengths
 
 
 def _value(field: str, value: Any) -> str:
@@ -281,10 +285,10 @@ def _value(field: str, value: Any) -> str:
     return ("yes" if value else "none") if field in SIZES and not isinstance(value, Part) else _shown(value)
 
 
-def _part(path: str, stack: Stack | None) -> str:
+def _part(path: str, stack: Stack) -> str:
     """A path in the words of a person: pattern.0.branches.1.mixer.gated is layer.feed_forward.gated."""
     steps = path.split(".")
-    if stack is None or steps[0] != "pattern":
+    if steps[0] != "pattern":
         return path
     if steps[2:3] != ["branches"] or len(steps) < 4:
         return ".".join(["layer", *steps[2:]])
