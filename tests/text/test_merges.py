@@ -91,6 +91,16 @@ def test_directories_encode_as_in_transformers(name: str, tmp_path: Path, hard_t
     assert ours.vocabulary_size == len(theirs)
 
 
+@pytest.mark.parametrize("more", [["<X>"], {"x_token": "<X>"}])
+def test_special_tokens_without_a_role_are_special(more: object, tmp_path: Path) -> None:
+    """Newer files list them, or name them; they are recognised, and left out of what is decoded."""
+    config = {"tokenizer_class": "GPT2Tokenizer", "extra_special_tokens": more}
+    ours = text.read(directory(tmp_path, after=("<|endoftext|>",), tokenizer_config=config))
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert ours.encode("a<X>b") == theirs.encode("a<X>b")
+    assert ours.decode(ours.encode("a<X>b")) == "ab"
+
+
 def test_pairs_stand_as_in_transformers(tmp_path: Path) -> None:
     """Where a text stands between two tokens, two texts do as RoBERTa has them, all of one token type."""
     ours = text.read(directory(tmp_path, FAIRSEQ, ("<mask>",), config={"model_type": "roberta"}))
@@ -127,6 +137,7 @@ def test_two_bare_files_are_told_apart_by_their_tokens(tmp_path: Path) -> None:
         ("vocab.json", b'{"a": 1, "b": 1}', r"vocab\.json gives 'a' and 'b' the same id, 1"),
         ("tokenizer_config.json", b'{"tokenizer_class": "CLIPTokenizer"}', r"vocab\.json belongs to a CLIPTokenizer"),
         ("config.json", b'{"model_type": "whisper"}', r"vocab\.json belongs to a whisper"),
+        ("tokenizer_config.json", b'{"additional_special_tokens": "<a>"}', r"are '<a>', which is no list of tokens"),
         ("config.json", b"[", r"config\.json is not JSON"),
     ],
 )

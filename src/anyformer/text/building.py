@@ -11,6 +11,16 @@ from tokenizers import Tokenizer as Backend
 
 from anyformer.errors import TextError
 
+#: The special tokens of what fairseq trained: RoBERTa, BART, XLM-R.
+FAIRSEQ_ROLES = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "sep_token": "</s>",
+    "cls_token": "<s>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+    "mask_token": "<mask>",
+}
 _ADDED_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 

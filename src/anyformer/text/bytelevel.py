@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from collections.abc import Mapping
+
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
+
+from anyformer.text.splits import Split
 
 #: Ends a text, and stands between texts in training.
 END_OF_TEXT = "<|endoftext|>"
@@ -23,6 +27,18 @@ def words(*patterns: str, space_first: bool = False) -> pre_tokenizers.PreTokeni
     space = [pre_tokenizers.Metaspace(" ", prepend_scheme="always", split=False)] if space_first else []
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
     return pre_tokenizers.Sequence([*space, *splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def byte_level_bpe(
+    vocabulary: Mapping[str, int], merges: list[tuple[str, str]], split: Split, space_first: bool = False
+) -> Backend:
+    """BPE on the bytes of words, split and composed as `split` says; with `space_first`, a text begins with a space."""
+    backend = Backend(models.BPE(dict(vocabulary), merges, ignore_merges=split.whole_words))
+    if split.compose:
+        backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = words(*split.patterns, space_first=space_first)
+    backend.decoder = decoders.ByteLevel()
+    return backend
 
 
 def plain_bytes() -> Backend:

@@ -38,20 +38,6 @@ class Folder:
         """The object that a JSON file holds, empty where there is no such file."""
         return self._object(name, self.files.get(name, b"{}"))
 
-    def _model_type(self) -> Any:
-        # The model's own file, not one of the tokenizer's.
-        path = self.path / "config.json"
-        return self._object(path.name, path.read_bytes()).get("model_type") if path.is_file() else None
-
-    def _object(self, name: str, content: bytes) -> dict[str, Any]:
-        try:
-            data = json.loads(content)
-        except ValueError as error:
-            raise TextError(f"{self.path / name} is not JSON: {error}") from None
-        if not isinstance(data, dict):
-            raise TextError(f"{self.path / name} is not a JSON object")
-        return data
-
     def ids(self, name: str) -> dict[str, int]:
         """A vocabulary in a JSON file: each token's id, a whole number, none of them twice."""
         vocabulary = self.json(name)
@@ -88,14 +74,41 @@ class Folder:
         value = self.config.get(name)
         return default if value is None else bool(value)
 
+    def ends(self, roles: Mapping[str, str], begins: bool = False, ends: bool = False) -> tuple[str | None, str | None]:
+        """The tokens that begin and end a text; `begins` and `ends` hold where the config does not say."""
+        begin = roles.get("bos_token") if self.flag("add_bos_token", begins) else None
+        return begin, roles.get("eos_token") if self.flag("add_eos_token", ends) else None
+
     def tokenizer(self, backend: Backend, name: str, roles: Mapping[str, str]) -> Tokenizer:
         """The tokenizer that `backend` makes with the special tokens and those that stand beside the file `name`."""
         beside = self.config.get("added_tokens_decoder")
         numbered = {str(id): token for token, id in self.json("added_tokens.json").items()}
         add_at(backend, str(self.path / name), {**(beside if isinstance(beside, dict) else {}), **numbered})
         known = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-        more = self.config.get("additional_special_tokens") or self.config.get("extra_special_tokens") or ()
-        said = [self.config.get(role, token) for role, token in roles.items()]
-        tokens = [added_token(token, normalized=False) for token in [*said, *more] if content(token)]
+        said = [*(self.config.get(role, token) for role, token in roles.items()), *self._more()]
+        tokens = [added_token(token, normalized=False) for token in said if content(token)]
         backend.add_special_tokens([token for token in tokens if token.content not in known])
         return Tokenizer(backend, {**roles, **self.config}, self.files)
+
+    def _more(self) -> list[Any]:
+        """Special tokens without a role of their own, which newer files name."""
+        more = self.config.get("additional_special_tokens") or self.config.get("extra_special_tokens") or []
+        if isinstance(more, dict):
+            return list(more.values())
+        if not isinstance(more, list):
+            raise TextError(f"the additional special tokens in {self.path} are {more!r}, which is no list of tokens")
+        return more
+
+    def _model_type(self) -> Any:
+        # The model's own file, not one of the tokenizer's.
+        path = self.path / "config.json"
+        return self._object(path.name, path.read_bytes()).get("model_type") if path.is_file() else None
+
+    def _object(self, name: str, text: bytes) -> dict[str, Any]:
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise TextError(f"{self.path / name} is not JSON: {error}") from None
+        if not isinstance(data, dict):
+            raise TextError(f"{self.path / name} is not a JSON object")
+        return data

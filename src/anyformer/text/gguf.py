@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tokenizers import AddedToken, decoders, models, normalizers, processors
+from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as Backend
 
 from anyformer.errors import TextError
 from anyformer.text import sentencepiece, wordpiece
 from anyformer.text.building import around
-from anyformer.text.bytelevel import words
+from anyformer.text.bytelevel import byte_level_bpe
 from anyformer.text.sentencepiece import CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, Pieces
 from anyformer.text.splits import find_split
 from anyformer.text.tokenizer import Tokenizer
@@ -147,11 +147,7 @@ class _Vocabulary:
 def _byte_level_bpe(vocabulary: _Vocabulary) -> Backend:
     # Files older than the key hold GPT-2's own kind of vocabulary.
     split = find_split(vocabulary.get("pre", "gpt-2"))
-    backend = Backend(models.BPE(vocabulary.ids, vocabulary.merges(), ignore_merges=split.whole_words))
-    if split.compose:
-        backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = words(*split.patterns)
-    backend.decoder = decoders.ByteLevel()
+    backend = byte_level_bpe(vocabulary.ids, vocabulary.merges(), split)
     backend.post_processor = vocabulary.around(split.begins)
     return backend
 

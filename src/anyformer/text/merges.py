@@ -6,12 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, normalizers
-
 from anyformer.errors import TextError
-from anyformer.text.building import around
-from anyformer.text.bytelevel import END_OF_TEXT, words
+from anyformer.text.building import FAIRSEQ_ROLES, around
+from anyformer.text.bytelevel import END_OF_TEXT, byte_level_bpe
 from anyformer.text.folder import Folder
 from anyformer.text.splits import find_split
 from anyformer.text.tokenizer import Tokenizer
@@ -29,19 +26,7 @@ class _Style(NamedTuple):
 
 _GPT2 = _Style("gpt-2", dict.fromkeys(("unk_token", "bos_token", "eos_token"), END_OF_TEXT))
 _QWEN2 = _Style("qwen2", dict.fromkeys(("unk_token", "eos_token", "pad_token"), END_OF_TEXT))
-_ROBERTA = _Style(
-    "gpt-2",
-    {
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "sep_token": "</s>",
-        "cls_token": "<s>",
-        "unk_token": "<unk>",
-        "pad_token": "<pad>",
-        "mask_token": "<mask>",
-    },
-    between=True,
-)
+_ROBERTA = _Style("gpt-2", FAIRSEQ_ROLES, between=True)
 _STYLES = {
     **dict.fromkeys(["gpt2", "gptneo", "gptj", "opt", "codegen", "phi", "starcoder2"], _GPT2),
     **dict.fromkeys(["qwen2", "qwen2moe", "qwen3", "qwen3moe"], _QWEN2),
@@ -57,22 +42,19 @@ def read(folder: Folder) -> Tokenizer:
     vocabulary = folder.ids(_VOCABULARY)
     style = folder.style(_VOCABULARY, _STYLES, "roberta" if {"<s>", "</s>"} <= vocabulary.keys() else "gpt2")
     roles = folder.roles(style.roles, vocabulary)
-    split = find_split(style.split)
-    backend = Backend(models.BPE(vocabulary, _merges(folder, vocabulary)))
-    if split.compose:
-        backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = words(*split.patterns, space_first=folder.flag("add_prefix_space", False))
-    backend.decoder = decoders.ByteLevel()
+    backend = byte_level_bpe(
+        vocabulary,
+        _merges(folder, vocabulary),
+        find_split(style.split),
+        space_first=folder.flag("add_prefix_space", False),
+    )
     tokenizer = folder.tokenizer(backend, _VOCABULARY, roles)
     ids = backend.get_vocab()
     if style.between:
         begin, end = roles.get("cls_token"), roles.get("sep_token")
         backend.post_processor = around(ids, begin, end, second=(end, "$B", end), kind=0)
     else:
-        begin = roles.get("bos_token") if folder.flag("add_bos_token", False) else None
-        backend.post_processor = around(
-            ids, begin, roles.get("eos_token") if folder.flag("add_eos_token", False) else None
-        )
+        backend.post_processor = around(ids, *folder.ends(roles))
     return tokenizer
 
 

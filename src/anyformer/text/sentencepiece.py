@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as Backend
 
 from anyformer.errors import TextError
 from anyformer.text import protobuf
-from anyformer.text.building import around, merges_of, naming
+from anyformer.text.building import FAIRSEQ_ROLES, around, merges_of, naming
 from anyformer.text.folder import Folder
 from anyformer.text.tokenizer import Tokenizer
 
@@ -26,8 +26,6 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 _UNIGRAM, _BPE = 1, 2
 #: Lower than any path through the pieces that text may become.
 _NEVER = -1e6
-
-
 #: What makes one grapheme with the character before it, and a code point that parts them: one that is no character yet.
 _JOINING = r"[\p{M}\n\x{200C}\x{200D}\x{FF9E}\x{FF9F}\x{1F3FB}-\x{1F3FF}]"
 _APART = "\ufff8"
@@ -96,8 +94,7 @@ def read(folder: Folder, name: str) -> Tokenizer:
         backend = build(pieces, everywhere=folder.flag("legacy", False) or not plain)
     roles = folder.roles(pieces.roles, backend.get_vocab())
     tokenizer = folder.tokenizer(backend, name, roles)
-    begin = roles.get("bos_token") if folder.flag("add_bos_token", style.begins) else None
-    end = roles.get("eos_token") if folder.flag("add_eos_token", style.ends) else None
+    begin, end = folder.ends(roles, style.begins, style.ends)
     second = (end, "$B", end) if style.shifted else None
     backend.post_processor = around(backend.get_vocab(), begin, end, second, kind=0 if style.shifted else 1)
     return tokenizer
@@ -159,15 +156,7 @@ def _shifted(pieces: Pieces) -> Pieces:
         tokens=["<s>", "<pad>", "</s>", "<unk>", *pieces.tokens[3:], "<mask>"],
         scores=[0.0] * 4 + pieces.scores[3:] + [0.0],
         types=[CONTROL, CONTROL, CONTROL, UNKNOWN, *pieces.types[3:], CONTROL],
-        roles={
-            "bos_token": "<s>",
-            "eos_token": "</s>",
-            "sep_token": "</s>",
-            "cls_token": "<s>",
-            "unk_token": "<unk>",
-            "pad_token": "<pad>",
-            "mask_token": "<mask>",
-        },
+        roles=FAIRSEQ_ROLES,
     )
 
 

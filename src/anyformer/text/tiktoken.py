@@ -14,12 +14,9 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, normalizers
-
 from anyformer.errors import TextError
 from anyformer.text.building import around, merges_of
-from anyformer.text.bytelevel import END_OF_TEXT, byte_alphabet, words
+from anyformer.text.bytelevel import END_OF_TEXT, byte_alphabet, byte_level_bpe
 from anyformer.text.folder import Folder
 from anyformer.text.splits import find_split
 from anyformer.text.tokenizer import Tokenizer
@@ -68,19 +65,14 @@ def read(folder: Folder, name: str) -> Tokenizer:
     style = folder.style(name, _STYLES, _BY_NAME[name])
     tokens = _tokens(folder.files[name], str(where))
     vocabulary = {token: rank for rank, token in enumerate(tokens)}
-    split = find_split(style.split)
-    backend = Backend(models.BPE(vocabulary, merges_of(tokens, vocabulary), ignore_merges=True))
-    if split.compose:
-        backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = words(*split.patterns)
-    backend.decoder = decoders.ByteLevel()
+    # A word that is a token is that token here, however it would merge.
+    split = find_split(style.split)._replace(whole_words=True)
+    backend = byte_level_bpe(vocabulary, merges_of(tokens, vocabulary), split)
     if not folder.config.get("added_tokens_decoder") and "added_tokens.json" not in folder.files:
         backend.add_special_tokens(list(style.special))
     roles = folder.roles(style.roles, backend.get_vocab() | dict.fromkeys(style.special, 0))
     tokenizer = folder.tokenizer(backend, name, roles)
-    begin = roles.get("bos_token") if folder.flag("add_bos_token", split.begins) else None
-    end = roles.get("eos_token") if folder.flag("add_eos_token", False) else None
-    backend.post_processor = around(backend.get_vocab(), begin, end)
+    backend.post_processor = around(backend.get_vocab(), *folder.ends(roles, begins=split.begins))
     return tokenizer
 
 
