@@ -11,10 +11,11 @@ without the name of their split, by the texts coming back.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from anyformer import text
 from anyformer.checkpoints.gguf import GgufFile
 from anyformer.errors import TextError
 from anyformer.text import Tokenizer
+from anyformer.text.bytelevel import byte_alphabet
 from anyformer.text.templates import render
 
 PACKAGE = "llama_cpp_python-0.3.36.tar.gz"
@@ -126,6 +128,40 @@ def test_vectors(name: str, models: Path) -> None:
             assert tokenizer.decode(ids) == written
 
 
+def tiktoken_file(keys: Mapping[str, Any]) -> bytes:
+    """A byte-level vocabulary in tiktoken's format: the tokens' bytes, without the special ones."""
+    byte_of = {letter: byte for byte, letter in byte_alphabet().items()}
+    normal = [token for token, kind in zip(keys["tokens"], keys["token_type"], strict=True) if kind == 1]
+    tokens = (bytes(byte_of[letter] for letter in token) for token in normal)
+    return b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))
+
+
+#: What the files of the models that these vocabularies came from hold, written from a GGUF file's keys.
+ORIGINALS: dict[str, dict[str, Callable[[Mapping[str, Any]], bytes]]] = {
+    "llama-bpe": {"tokenizer.model": tiktoken_file},
+    "qwen2": {"qwen.tiktoken": tiktoken_file},
+    "llama-spm": {"tokenizer.model": lambda keys: sentencepiece_of(keys).serialized_model_proto()},
+    "gpt-2": {
+        "vocab.json": lambda keys: json.dumps({token: id for id, token in enumerate(keys["tokens"])}).encode(),
+        "merges.txt": lambda keys: "\n".join(["#version: 0.2", *keys["merges"], ""]).encode(),
+    },
+}
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_vectors_of_the_original_files(name: str, models: Path, tmp_path: Path) -> None:
+    """A real vocabulary in the files that the model itself has gives the same ids: Llama 3 and Qwen in tiktoken's
+    format, Llama 2 as a SentencePiece model, GPT-2 as vocabulary and merges."""
+    path = models / f"ggml-vocab-{name}.gguf"
+    keys = {key.removeprefix("tokenizer.ggml."): value for key, value in GgufFile(path).metadata.items()}
+    for file, content in ORIGINALS[name].items():
+        (tmp_path / file).write_bytes(content(keys))
+    tokenizer = text.read(tmp_path)
+    for written, ids in vectors(path):
+        assert tokenizer.encode(written, special=False) == ids
+        assert tokenizer.decode(ids) == written
+
+
 @pytest.mark.parametrize("name", ["llama-bpe", "llama-spm", "bert-bge"])
 def test_saved_vocabularies_load_in_transformers(name: str, models: Path, tmp_path: Path) -> None:
     """What is saved of a GGUF file's vocabulary gives the same ids in transformers, special tokens included."""
@@ -157,7 +193,8 @@ def test_byte_level_vocabularies_without_vectors(name: str, models: Path) -> Non
 def test_sentencepiece_vocabularies_without_vectors(name: str, models: Path) -> None:
     """The same vocabulary in SentencePiece's own hands gives the same ids and texts."""
     metadata = GgufFile(models / f"ggml-vocab-{name}.gguf").metadata
-    ours, theirs = text.from_gguf(metadata), sentencepiece_of(metadata)
+    keys = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
+    ours, theirs = text.from_gguf(metadata), sentencepiece_of(keys)
     for written, _ in vectors(models / "ggml-vocab-gpt-2.gguf"):
         ids = ours.encode(written, special=False)
         expected = theirs.encode(written)
@@ -167,9 +204,8 @@ def test_sentencepiece_vocabularies_without_vectors(name: str, models: Path) -> 
             assert ours.decode(ids) == theirs.decode(ids)
 
 
-def sentencepiece_of(metadata: Mapping[str, Any]) -> sentencepiece.SentencePieceProcessor:
+def sentencepiece_of(keys: Mapping[str, Any]) -> sentencepiece.SentencePieceProcessor:
     """The model that a GGUF file was written from."""
-    keys = {name.removeprefix("tokenizer.ggml."): value for name, value in metadata.items()}
     model = sentencepiece_model_pb2.ModelProto()
     for piece, score, kind in zip(keys["tokens"], keys["scores"], keys["token_type"], strict=True):
         model.pieces.add(piece=piece, score=score, type=kind)
