@@ -45,7 +45,7 @@ def _open(reference: str) -> tuple[Any, dict[str, Any]]:
     tokenizer = checkpoint.tokenizer
     origin: dict[str, Any] = {
         "kind": "checkpoint",
-        "origin": checkpoint.origin,
+        "reference": checkpoint.origin,
         "family": checkpoint.family,
         "dtype": str(checkpoint.dtype).removeprefix("torch."),
         "tokens": tokenizer.vocabulary_size if tokenizer is not None else None,
@@ -62,7 +62,7 @@ def _origin_lines(model: str, origin: dict[str, Any]) -> list[str]:
     tokens = f"{origin['tokens']:,} tokens" if origin["tokens"] is not None else "none"
     chat = ", with a chat template" if origin["chat_template"] else ""
     lines = [
-        f"from           {origin['origin']}, family {origin['family'] or 'none (spec.json alone describes it)'}",
+        f"from           {origin['reference']}, family {origin['family'] or 'none (spec.json alone describes it)'}",
         f"tokenizer      {tokens}{chat}",
     ]
     if origin["passed_over"]:
