@@ -27,6 +27,7 @@ def test_every_token_stands_in_exactly_one_place(lengths: list[int], width: int)
     assert all(len(window.tokens) == len(window.targets) == width for window in windows)
     assert stream[: len(packed.tokens)].tolist() == packed.tokens.tolist()
     assert len(stream) - len(packed.tokens) < width
+    assert sum(window.filled for window in windows) == len(packed.tokens)
 
 
 @given(lengths, st.integers(1, 30))

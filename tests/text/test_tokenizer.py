@@ -167,3 +167,15 @@ def test_cutting_and_padding_that_a_file_asks_for_are_left_out(tmp_path: Path) -
     assert loaded.encode_batch(["ab", "abcdef"]) == [list(b"ab"), list(b"abcdef")]
     loaded.save(tmp_path / "saved")
     assert json.loads((tmp_path / "saved" / "tokenizer.json").read_text())["truncation"]["max_length"] == 4
+
+
+def test_special_tokens_are_added_behind_the_vocabulary(tmp_path: Path) -> None:
+    """Roles and plain ones get the next ids, are found in texts, survive a save, and leave the original alone."""
+    plain = text.byte_level()
+    more = plain.with_special({"mask_token": "<|mask|>"}, ["<a>", "<b>"])
+    assert (plain.mask, plain.vocabulary_size) == (None, 257)
+    assert (more.mask, more.id_of("<a>"), more.id_of("<b>"), more.vocabulary_size) == (257, 258, 259, 260)
+    assert more.encode("x<b>é<|mask|>") == [120, 259, 195, 169, 257]
+    more.save(tmp_path)
+    again = text.load(tmp_path)
+    assert again is not None and again.mask == 257 and again.encode("x<b>é") == [120, 259, 195, 169]

@@ -43,10 +43,11 @@ def test_the_facts_are_those_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> Non
     """Step, loss, the last validation, tokens a second, and the time left at the pace so far."""
     now = 100.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    measured = {"validation_loss": 1.1, "validation_bits_per_byte": 1.5}
     view = StepsView(10, 50)
     for step in range(11, 21):
         now += 2.0
-        view.add(row(step, 3.0 - step / 100, **({"validation_bits_per_byte": 1.5} if step == 15 else {})))
+        view.add(row(step, 3.0 - step / 100, **(measured if step == 15 else {})))
     assert list(view.facts().values()) == [
         "step 20/50",
         "loss 2.800",
@@ -54,8 +55,8 @@ def test_the_facts_are_those_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> Non
         "50 tokens/s",
         "1:00 left",
     ]
-    view.add(row(21, None))
-    assert view.facts()["loss"] == "loss 2.800"
+    view.add(row(21, None, validation_loss=1.2))
+    assert (view.facts()["loss"], view.facts()["validation"]) == ("loss 2.800", "validation 1.200")
 
 
 def shown(terminal: bool, width: int = 80) -> str:

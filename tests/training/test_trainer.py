@@ -83,7 +83,9 @@ def test_packed_is_separate(make: Any) -> None:
             count = int((targets != NO_TARGET).sum())
             if count:
                 counts.append(count)
-                losses.append(trainer.gradients([Window(tokens, targets, (len(tokens),))], generator) * count)
+                losses.append(
+                    trainer.gradients([Window(tokens, targets, (len(tokens),), len(tokens))], generator) * count
+                )
                 for name, gradient in gradients(trainer).items():
                     sums[name] += gradient * count
                 trainer.model.zero_grad()
@@ -97,7 +99,7 @@ def test_padding_changes_nothing(make: Any) -> None:
     trainer = make()
     window = Windows(corpus(["ab" * 9]), 32)[0]
     assert window.documents == (20, 12)
-    cut = Window(window.tokens[:20], window.targets[:20], (20,))
+    cut = Window(window.tokens[:20], window.targets[:20], (20,), 20)
     generator = np.random.default_rng(0)
     loss, padded = trainer.gradients([window], generator), gradients(trainer)
     trainer.model.zero_grad()
@@ -211,7 +213,7 @@ def test_what_a_model_cannot_learn_causally_is_refused(make: Any) -> None:
 def test_batches_without_targets_are_no_division_by_zero(make: Any) -> None:
     """Windows of single-token documents ask for nothing."""
     trainer = make(micro_batch_tokens=32)
-    nothing = Window(np.zeros(32, np.int64), np.full(32, NO_TARGET), (1,) * 32)
+    nothing = Window(np.zeros(32, np.int64), np.full(32, NO_TARGET), (1,) * 32, 32)
     something = replace(nothing, targets=np.zeros(32, np.int64), documents=(32,))
     assert trainer.gradients([nothing], np.random.default_rng(0)) == 0.0
     assert math.isfinite(trainer.gradients([nothing, something], np.random.default_rng(0)))

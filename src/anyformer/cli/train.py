@@ -126,8 +126,9 @@ def _tell(result: Result) -> None:
     said = [f"{result.step:,} of {result.steps:,} steps", f"{result.tokens:,} tokens", f"{result.elapsed:,.1f} s"]
     if result.loss is not None:
         said.append(f"loss {result.loss:.4f}")
-    if result.validation_loss is not None and result.validation_bits_per_byte is not None:
-        said.append(f"validation {result.validation_loss:.4f} ({result.validation_bits_per_byte:.4f} bits per byte)")
+    if result.validation_loss is not None:
+        bits = result.validation_bits_per_byte
+        said.append(f"validation {result.validation_loss:.4f}" + (f" ({bits:.4f} bits per byte)" if bits else ""))
     note(" · ".join(said))
     if result.finished:
         note(f'the model is in {result.directory}; try: anyformer generate {result.directory} "..."')

@@ -25,11 +25,13 @@ NO_TARGET = -100
 @dataclass(frozen=True)
 class Window:
     """One row of a batch: `tokens` [T] int64; `targets` [T] int64, the id that follows or `NO_TARGET`; the lengths of
-    the documents side by side in it, which sum to T. Padding is a document without targets."""
+    the documents side by side in it, which sum to T. Padding is a document without targets, the last one; `filled`
+    tokens stand before it."""
 
     tokens: np.ndarray
     targets: np.ndarray
     documents: tuple[int, ...]
+    filled: int
 
 
 class Windows:
@@ -59,4 +61,4 @@ class Windows:
         targets[: len(stream) - 1] = stream[1:]
         targets[ends - 1] = NO_TARGET
         borders = sorted({0, *ends.tolist(), end - begin, self.length})
-        return Window(tokens, targets, tuple(np.diff(borders).tolist()))
+        return Window(tokens, targets, tuple(np.diff(borders).tolist()), end - begin)

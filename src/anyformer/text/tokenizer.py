@@ -12,12 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from anyformer.errors import TextError
 from anyformer.text import templates
 from anyformer.text.building import content
-from anyformer.text.bytelevel import END_OF_TEXT, plain_bytes
+from anyformer.text.bytelevel import plain_bytes
 from anyformer.text.decoding import ByteStream, Stream, WholeStream, decode, token_bytes
 
 
@@ -39,7 +40,10 @@ class Tokenizer:
         self.files = dict(files or {})
         self._tokens = token_bytes(backend)
         # Where ids are bytes there are no merges to look for, and encoding is a hundred times faster without.
-        self._is_bytes = backend.get_vocab_size() == 257 and backend.to_str() == plain_bytes().to_str()
+        self._is_bytes = backend.get_vocab_size(with_added_tokens=False) == 256 and _plain(backend) == _plain(
+            plain_bytes()
+        )
+        self._added = [token.content for token in backend.get_added_tokens_decoder().values()]
 
     @cached_property
     def vocabulary_size(self) -> int:
@@ -60,6 +64,23 @@ class Tokenizer:
     def pad(self) -> int | None:
         """The id that fills up batches, if there is one."""
         return self._id_of("pad_token")
+
+    @property
+    def mask(self) -> int | None:
+        """The id that stands for a hidden token, if there is one."""
+        return self._id_of("mask_token")
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token as the vocabulary writes it, if it has it."""
+        return self._backend.token_to_id(token)
+
+    def with_special(self, roles: Mapping[str, str], others: Sequence[str] = ()) -> Tokenizer:
+        """This tokenizer with more special tokens, behind its vocabulary where that lacks them: `others`, and those of
+        `roles` (`mask_token`), which take the place of what had that role."""
+        backend = Backend.from_str(self._backend.to_str())
+        tokens = [*roles.values(), *others]
+        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
+        return Tokenizer(backend, {**self._config, **roles})
 
     @property
     def special_tokens(self) -> dict[str, str]:
@@ -95,7 +116,7 @@ class Tokenizer:
             raise TextError(_complaint(texts)) from None
 
     def _encoded(self, texts: Sequence[str], special: bool) -> list[list[int]]:
-        if self._is_bytes and not any(END_OF_TEXT in text for text in texts):
+        if self._is_bytes and not any(token in text for text in texts for token in self._added):
             return [list(text.encode()) for text in texts]
         # A single text starts no threads, which the library could not take along into a forked process.
         if len(texts) == 1:
@@ -154,6 +175,11 @@ class Tokenizer:
     def _id_of(self, role: str) -> int | None:
         token = content(self._config.get(role))
         return None if token is None else self._backend.token_to_id(token)
+
+
+def _plain(backend: Backend) -> dict[str, Any]:
+    """What a tokenizer is without the tokens added to it."""
+    return {**json.loads(backend.to_str()), "added_tokens": []}
 
 
 def _complaint(texts: Sequence[Any]) -> str:

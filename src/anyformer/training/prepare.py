@@ -54,7 +54,7 @@ def _write_text(recipe: Recipe, directory: Path, display: Display) -> None:
     if not held_out:
         what = "of the documents, by a hash of their text" if sources.holds_out_whole else "of every document, its end"
         display.note(f"no data.validation is given, so {data.held_out:.0%} are held out: {what}")
-    tokenizer = _tokenizer(recipe, sources, display)
+    tokenizer = _with_what_is_needed(_tokenizer(recipe, sources, display), recipe)
 
     def write(aside: Path) -> None:
         tokenizer.save(aside)
@@ -86,6 +86,21 @@ def _tokenizer(recipe: Recipe, sources: Sources, display: Display) -> text.Token
     return tokenizer
 
 
+def _with_what_is_needed(tokenizer: text.Tokenizer, recipe: Recipe) -> text.Tokenizer:
+    """The tokenizer with the special tokens of the objective; a fresh model makes room for those it lacks."""
+    objective = OBJECTIVES[recipe.training.objective]
+    roles = {role: token for role, token in objective.roles.items() if role not in tokenizer.special_tokens}
+    others = [token for token in objective.tokens if tokenizer.id_of(token) is None]
+    if not roles and not others:
+        return tokenizer
+    if recipe.model.source is not None:
+        raise TrainingError(
+            f"training.objective '{objective.name}' needs the special token "
+            f"{next(iter([*roles.values(), *others]))!r}, and the tokenizer of {recipe.model.source} has none"
+        )
+    return tokenizer.with_special(roles, others)
+
+
 def _training_texts(documents: Iterator[Document], advance: Callable[[int], object]) -> Iterator[str]:
     for document in documents:
         if document.split == "train":
@@ -107,6 +122,8 @@ def starting_model(recipe: Recipe, tokenizer: text.Tokenizer, device: torch.devi
         model = build(described, device=device, seed=recipe.run.seed)
         model.family = recipe.model.preset.partition(":")[0] if recipe.model.preset is not None else None
         special = {"bos": tokenizer.bos, "eos": tokenizer.eos, "pad": tokenizer.pad}
+        if described.shape == "encoder-decoder":
+            special["decoder_start"] = tokenizer.pad if tokenizer.pad is not None else tokenizer.eos
         model.generation = {f"{name}_token_id": token for name, token in special.items() if token is not None}
     model.tokenizer = tokenizer
     return model

@@ -104,7 +104,7 @@ class StepsView:
     def __init__(self, begin: int, steps: int) -> None:
         self.begin, self.steps, self.step = begin, steps, begin
         self.losses: list[float] = []
-        self.validation: float | None = None
+        self.validation: str | None = None
         self.began = time.monotonic()
         self.marks: deque[tuple[float, int]] = deque(maxlen=RATE_STEPS)
 
@@ -113,7 +113,9 @@ class StepsView:
         self.step = row["step"]
         if row["loss"] is not None:
             self.losses.append(row["loss"])
-        self.validation = row.get("validation_bits_per_byte", self.validation)
+        if "validation_loss" in row:
+            bits = row.get("validation_bits_per_byte")
+            self.validation = f"{row['validation_loss']:.3f}" if bits is None else f"{bits:.3f} bits/byte"
         self.marks.append((time.monotonic(), row["tokens"]))
 
     def facts(self) -> dict[str, str]:
@@ -122,7 +124,7 @@ class StepsView:
         if self.losses:
             facts["loss"] = f"loss {self.losses[-1]:.3f}"
         if self.validation is not None:
-            facts["validation"] = f"validation {self.validation:.3f} bits/byte"
+            facts["validation"] = f"validation {self.validation}"
         if len(self.marks) > 1:
             (first, tokens), (last, more_tokens) = self.marks[0], self.marks[-1]
             facts["rate"] = f"{(more_tokens - tokens) / max(last - first, 1e-9):,.0f} tokens/s"

@@ -42,8 +42,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, model: Transformer, text: Text) -> None:
         settings = recipe.training
         self.settings, self.seed = settings, recipe.run.seed
-        self.objective = OBJECTIVES[settings.objective]
-        self.objective.check(model.spec)
+        self.objective = OBJECTIVES[settings.objective](model)
         self.model = model.train()
         self.device = next(model.parameters()).device
         self.optimizers = optimizers(settings.optimizer, model, settings.weight_decay)
@@ -52,7 +51,6 @@ class Trainer:
         self.loader = Loader(Windows(text.train, settings.sequence_length), rows, self.seed)
         self.text = text
         self.held_out = Windows(text.validation, settings.sequence_length)
-        self.targets_per_byte = text.validation.targets / text.validation.bytes
 
     def update(self, step: int, rate: float) -> Update:
         """Train on the batch of step `step` with learning rate `rate`. A loss or gradient that is not finite leaves
@@ -81,7 +79,7 @@ class Trainer:
         return total.item()
 
     def validate(self) -> dict[str, float]:
-        """The loss on held-out text, in nats a target and in bits a byte of its UTF-8."""
+        """The loss on held-out text, in nats a target; and in bits a byte of its UTF-8, where it is the text's own."""
         wanted = max(1, self.settings.validate_tokens // self.settings.sequence_length)
         windows = [self.held_out[index] for index in spread(len(self.held_out), wanted)]
         total, targets = 0.0, 0
@@ -92,7 +90,10 @@ class Trainer:
                 total, targets = total + loss.item(), targets + batch.target_count
         self.model.train()
         loss = total / max(1, targets)
-        return {"validation_loss": loss, "validation_bits_per_byte": loss * self.targets_per_byte / math.log(2)}
+        if not self.objective.is_likelihood:
+            return {"validation_loss": loss}
+        targets_per_byte = self.text.validation.targets / self.text.validation.bytes
+        return {"validation_loss": loss, "validation_bits_per_byte": loss * targets_per_byte / math.log(2)}
 
     def write(self, directory: Path) -> None:
         """Write model and moments into a directory."""
