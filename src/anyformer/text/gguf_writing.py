@@ -112,7 +112,9 @@ def _tokens(described: Mapping[str, Any], size: int) -> tuple[list[str], list[in
         found[unknown] = (found[unknown][0], _UNKNOWN)
     if max(found, default=-1) >= size:
         _refuse(f"it has the id {max(found)}, and the model's embedding table {size} rows")
-    filled = [found.get(id, (f"[PAD{id}]", _UNUSED)) for id in range(size)]
+    # A BPE of characters has no pieces marked as unused; no merge gives these either.
+    filling = _NORMAL if model.get("byte_fallback") and model["type"] == "BPE" else _UNUSED
+    filled = [found.get(id, (f"[PAD{id}]", filling)) for id in range(size)]
     return [token for token, _ in filled], [type for _, type in filled]
 
 
