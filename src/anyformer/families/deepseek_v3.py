@@ -192,9 +192,10 @@ def _latent_attention() -> type:
             visible = context.visible(self.mask, keys)
             scores = Scores(self.scale, dropout=self.dropout if self.training else 0.0)
             if self.absorbs(plain.shape[2], rows.shape[2]):
-                q = torch.cat((plain @ self.key.weight.unflatten(0, (self.heads, -1)), turned), -1)
+                make_key, make_value = (made.weight.unflatten(0, (self.heads, -1)) for made in (self.key, self.value))
+                q = torch.cat((torch.einsum("bhtc,hcl->bhtl", plain, make_key), turned), -1)
                 out = kernels.attend(q, rows, rows, visible, scores)[..., : self.latent_dim]
-                out = out @ self.value.weight.unflatten(0, (self.heads, -1)).transpose(-1, -2)
+                out = torch.einsum("bhtl,hcl->bhtc", out, make_value)
             else:
                 k, v = (
                     make(rows[:, 0, :, : self.latent_dim]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
