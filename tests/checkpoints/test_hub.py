@@ -397,6 +397,21 @@ def test_data_without_a_network(server: stand_in.Hub, monkeypatch: pytest.Monkey
         find_files("hub:org/part")
 
 
+def test_large_data_is_gone_on_with(server: stand_in.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large file of a data set that broke off goes on where it stopped; one that is not asked for stays away."""
+    text = b"some text\n" * 30_000
+    server.add("datasets/org/texts", {"a.txt": text, "b.txt": text[1:], "c.txt": b"small"})
+    monkeypatch.setattr(hub, "LARGE", 100_000)
+    server.cuts["a.txt"] = [200_000, *[0] * 6]
+    with pytest.raises(DataError, match=r"fetching org/texts.* broke off"):
+        find_files("hub:org/texts/[ac].txt")
+    server.cuts.clear()
+    server.requests.clear()
+    assert [path.read_bytes() for path in find_files("hub:org/texts/[ac].txt")] == [text, b"small"]
+    assert [request.range for request in _transfers(server, "a.txt")] == ["bytes=200000-"]
+    assert not _transfers(server, "b.txt")
+
+
 def test_a_recipe_keeps_the_commits_that_it_began_with(server: stand_in.Hub, files: dict[str, bytes]) -> None:
     """Names on a hub get their commit when a recipe is read, so that a run that is resumed reads the same again; and
     the model trains."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -26,6 +26,8 @@ from anyformer.errors import AnyformerError, CheckpointError, DataError
 
 _PLACE = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(refs/\w+/\w+|[^@/]+))?(?:/(.+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+#: Files larger than this, in bytes, are worth going on with where a fetch broke off.
+LARGE = 50_000_000
 
 
 class Place(NamedTuple):
@@ -82,6 +84,16 @@ def snapshot(place: Place, patterns: Iterable[str], *, ignore: Iterable[str] = (
                 ignore_patterns=list(ignore),
             )
         )
+
+
+def fetch_files(place: Place, patterns: Sequence[str], *, ignore: Sequence[str] = ()) -> Path:
+    """A `snapshot`, of which a large file that an earlier attempt had a part of is not fetched from its beginning."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    large = [name for name, size in contents(place).items() if size > LARGE]
+    for name in filter_repo_objects(large, allow_patterns=list(patterns), ignore_patterns=list(ignore)):
+        fetch_file(place, name)
+    return snapshot(place, patterns, ignore=ignore)
 
 
 def fetch_file(place: Place, name: str) -> Path:
@@ -211,7 +223,7 @@ def _missed(place: Place) -> Iterator[None]:
 
 def no_checkpoint(place: Place, why: str) -> str:
     """Why a repository cannot be loaded, and what to do about it, by what else it holds."""
-    files = contents(place)
+    files = list(contents(place))
     pickled = [name for name in files if name.endswith(PICKLED)]
     if quantised := [name for name in files if name.endswith(".gguf")]:
         return f"{why}; name one of its GGUF files: {', '.join(f'{place.repository}/{name}' for name in quantised[:4])}"
@@ -223,18 +235,21 @@ def no_checkpoint(place: Place, why: str) -> str:
     return f"{why}; it holds {', '.join(files[:6])}" if files else why
 
 
-def contents(place: Place) -> list[str]:
-    """The names of all files of a repository; none where the hub cannot be asked. Raises as `snapshot`."""
-    from huggingface_hub import HfApi
+def contents(place: Place) -> dict[str, int]:
+    """All files of a repository and their bytes; none where the hub cannot be asked. Raises as `snapshot`."""
+    from huggingface_hub import HfApi, RepoFile
     from huggingface_hub.errors import HfHubHTTPError
 
     with _explained(place):
         try:
-            return HfApi().list_repo_files(place.repository, revision=place.revision, repo_type=place.kind)
+            found = HfApi().list_repo_tree(
+                place.repository, recursive=True, revision=place.revision, repo_type=place.kind
+            )
+            return {file.path: file.size for file in found if isinstance(file, RepoFile)}
         except HfHubHTTPError:
             raise
         except Exception:
-            return []
+            return {}
 
 
 def commit(place: Place) -> str:

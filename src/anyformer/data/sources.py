@@ -101,7 +101,7 @@ def _fetched(reference: str, exclude: Sequence[str]) -> list[Path]:
     """The files of a data set, fetched where the cache lacks them."""
     place = hub.data_place(reference.removeprefix(HUB))
     if place.file is not None:
-        directory = hub.snapshot(place, [place.file])
+        directory = hub.fetch_files(place, [place.file])
         found = sorted(path for path in directory.rglob("*") if path.is_file())
         files = [path for path in found if fnmatch(path.relative_to(directory).as_posix(), place.file)]
     else:
@@ -111,7 +111,7 @@ def _fetched(reference: str, exclude: Sequence[str]) -> list[Path]:
                 f"the data set {place.repository} holds {unread[0]}, a kind of file that is not read; name those that "
                 f"hold plain text, such as '{HUB}{place.repository}/*.txt'"
             )
-        directory = hub.snapshot(place, [f"*{suffix}" for suffix in TEXT_SUFFIXES], ignore=NO_DATA)
+        directory = hub.fetch_files(place, [f"*{suffix}" for suffix in TEXT_SUFFIXES], ignore=NO_DATA)
         files = list(_walk(directory, (*NO_DATA, *exclude)))
     if not files:
         raise DataError(f"no text files at '{reference}': the data set has none of that name")
