@@ -65,9 +65,13 @@ def byte_level_bpe() -> tuple[list[str], list[str]]:
 
 
 def ordinary_marks(written: str) -> bool:
-    """Whether no letter has two accents: normalisers differ in whether they bring those in order."""
-    marks = [unicodedata.combining(character) > 0 for character in unicodedata.normalize("NFKD", written)]
-    return not any(this and after for this, after in pairwise(marks))
+    """Whether accents stand one by one on single letters. Normalisers differ in whether they bring two into order, and
+    whether one composes with the last letter of what stands for several (Ⅻ)."""
+    parts = [unicodedata.normalize("NFKD", character) for character in written]
+    marks = [[unicodedata.combining(each) > 0 for each in part] for part in parts]
+    flat = [mark for each in marks for mark in each]
+    several = any(each.count(False) > 1 and after[0] for each, after in pairwise(marks))
+    return not several and not any(this and after for this, after in pairwise(flat))
 
 
 _mixed = st.text(st.one_of(st.sampled_from(_POOL), st.characters(codec="utf-8")), max_size=40)

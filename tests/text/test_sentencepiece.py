@@ -20,7 +20,7 @@ from anyformer.errors import TextError
 from anyformer.text import Tokenizer
 from anyformer.text.sentencepiece import Pieces, build, parse
 
-SYMBOLS = ("<sep>", "::", "foo")
+SYMBOLS = ("<sep>", "=>", "foo")
 LLAMA = {
     "model_type": "bpe",
     "byte_fallback": True,
@@ -98,7 +98,7 @@ def directory(path: Path, name: str, model: bytes, **files: object) -> Path:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@example(written="<sep>x :: foo<sep>::bar y")
+@example(written="<sep>x => foo<sep>=>bar y")
 @example(written="  two  spaces, \t tab\n\n and the end  ")
 @example(written="Vie\u0323\u0302t")
 @example(written=MARKED[1])
@@ -115,8 +115,8 @@ def test_encoding_and_decoding_are_sentencepieces(name: str, written: str) -> No
     examples = ["Vie\u0323\u0302t", *MARKED]
     assume(written in examples or ordinary_marks(written))
     assume(not any(token in written for token in ("\ufff8", "<s>", "</s>", "<unk>", "<pad>", "<bos>", "<eos>")))
-    assume(written.strip().lower() not in SYMBOLS)  # alone, they get no space before them
     ids, expected = ours.encode(written), theirs.encode(written)
+    assume([pieces.tokens[id] for id in ids] not in [[symbol] for symbol in SYMBOLS])  # alone, without a space before
     if ids != expected:
         assert pieces.unigram
         assert [pieces.tokens[id] for id in ids] != [pieces.tokens[id] for id in expected]

@@ -1,8 +1,13 @@
 """SentencePiece models (Kudo & Richardson 2018): unigram and BPE vocabularies over text whose spaces are written as ▁.
 
 A file (`tokenizer.model`, `spiece.model`, `sentencepiece.bpe.model`) is one protocol buffer: the pieces with their
-scores and types, and how text is normalised. Encoding gives what SentencePiece itself gives, but that control tokens
-written out in a text are recognised.
+scores and types, and how text is normalised. Encoding gives what SentencePiece itself gives, but that
+
+    - control tokens written out in a text are recognised;
+    - a text that is one user-defined symbol and no more has no space put before it, and of symbols that overlap the
+      first one is taken;
+    - under a map of characters, two accents on one letter are brought into Unicode's order, and an accent after a
+      character that stands for several (Ⅻ) composes with the last of them.
 """
 
 from __future__ import annotations
