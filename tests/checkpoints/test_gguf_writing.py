@@ -167,6 +167,29 @@ def test_llama_cpp_computes_the_same(name: str, seed: int, tmp_path: Path) -> No
     assert (found - expected).abs().max() < (2e-3 if tabled else 1e-5) * expected.abs().max()
 
 
+@pytest.mark.parametrize(
+    ("name", "head", "architecture", "read_as"),
+    [
+        ("distilbert", "DistilBertModel", "bert", "bert"),
+        ("roberta", "RobertaModel", "bert", "bert"),
+        ("t5", "T5EncoderModel", "t5encoder", "t5"),
+    ],
+)
+def test_encoders_of_another_name(name: str, head: str, architecture: str, read_as: str, tmp_path: Path) -> None:
+    """BERT's descendants are written as BERT (RoBERTa's positions from nought on), T5's encoder alone as one: what is
+    read computes the same here and in llama.cpp."""
+    spec = families.named(name)("tiny", architectures=[head])
+    drawn = numbers(spec)
+    path = write(tmp_path / "x.gguf", spec, drawn, name)
+    assert GgufFile(path).metadata["general.architecture"] == architecture
+    copy, ids = model.load(path, device="cpu"), [5, 3, 99, 40, 7]
+    assert copy.family == read_as
+    found = run(filled(spec, drawn), ids)
+    assert torch.equal(run(copy, ids), found)
+    expected = llamacpp.hidden(path, ids)
+    assert (found - expected).abs().max() < 2e-3 * expected.abs().max()
+
+
 REFUSED = [
     ("llama", {"hidden_act": "relu"}, r"no counterpart for .*activation \('relu', not 'silu'\)"),
     ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),

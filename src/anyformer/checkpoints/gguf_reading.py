@@ -57,14 +57,14 @@ def open_gguf(path: Path, ignore: Iterable[str] = ()) -> Checkpoint:
         from anyformer import text  # here, because not everything that opens a file wants its tokenizer
 
         tokenizer = text.from_gguf(metadata)
-    generation = {**family.generation, **_special_tokens(metadata, family.gguf.architecture)}
+    generation = {**family.generation, **_special_tokens(metadata)}
     carried = Carried(reasons=loaded.reasons)
     return Checkpoint(spec, loaded.tensors, family.name, generation, tokenizer, carried, loaded.dtype)
 
 
-def _special_tokens(metadata: Mapping[str, Any], architecture: str) -> dict[str, Any]:
+def _special_tokens(metadata: Mapping[str, Any]) -> dict[str, Any]:
     names = {token: f"tokenizer.ggml.{TOKEN_NAMES.get(token, token)}_token_id" for token in SPECIAL_TOKENS}
-    names["decoder_start"] = f"{architecture}.decoder_start_token_id"
+    names["decoder_start"] = f"{metadata['general.architecture']}.decoder_start_token_id"
     ids = {f"{token}_token_id": metadata[name] for token, name in names.items() if name in metadata}
     # The end of a turn, or of a message, ends a reply just as well as the end of a text.
     ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]

@@ -20,7 +20,7 @@ from anyformer.families.config import SPECIAL_TOKENS
 from anyformer.families.family import Family
 from anyformer.families.names import fill
 from anyformer.planning.shapes import shapes
-from anyformer.spec import Transformer
+from anyformer.spec import Learned, Transformer
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -56,12 +56,13 @@ def write_gguf(
     if dtype not in FLOATS:
         known = ", ".join(str(each).removeprefix("torch.") for each in FLOATS)
         raise CheckpointError(f"a GGUF file holds {known}, not {str(dtype).removeprefix('torch.')}; choose one of them")
+    spec, tensors = _from_zero(spec, tensors)
     chosen, written = expressed(spec, family)
     assert chosen.gguf is not None
     metadata = {**written.metadata, "general.type": "model", "general.file_type": FLOATS[dtype][1]}
     metadata |= {"general.name": name} if name else {}
     metadata |= _vocabulary(tokenizer, spec.output.embeddings.vocabulary)
-    metadata |= _special_tokens(generation or {}, tokenizer, chosen.gguf.architecture)
+    metadata |= _special_tokens(generation or {}, tokenizer, written.metadata["general.architecture"])
     saved, _ = unload(tensors, spec, chosen.gguf.tensors(spec))
     small = {key: partial(torch.tensor, values, dtype=torch.float32) for key, values in written.tensors.items()}
     blank = _blank(chosen, spec, written)
@@ -69,6 +70,19 @@ def write_gguf(
         _write(
             aside, metadata, Lazy({**{key: partial(saved.__getitem__, key) for key in saved}, **small}), blank, dtype
         )
+
+
+def _from_zero(spec: Transformer, tensors: Mapping[str, Tensor]) -> tuple[Transformer, Mapping[str, Tensor]]:
+    """The same model with its table of learned positions cut to begin at position nought, as GGUF has it (RoBERTa's
+    begins after the rows of ids that are no positions)."""
+    stack = spec.output
+    if not isinstance(stack.embeddings.position, Learned) or not (offset := stack.embeddings.position.offset):
+        return spec, tensors
+    side = "encoder" if spec.decoder is None else "decoder"
+    name, position = f"{side}.embeddings.positions.weight", stack.embeddings.position.replace(offset=0)
+    cut = stack.replace(embeddings=stack.embeddings.replace(position=position))
+    makers = {**{each: partial(tensors.__getitem__, each) for each in tensors}, name: lambda: tensors[name][offset:]}
+    return spec.replace(**{side: cut}), Lazy(makers)
 
 
 def expressed(spec: Transformer, family: str | None = None) -> tuple[Family, gguf.Written]:

@@ -157,7 +157,7 @@ def _gguf_read(source: GgufSource) -> dict[str, Any]:
 
 
 def _gguf_write(spec: Transformer) -> dict[str, Any]:
-    return {"tokenizer.ggml.token_type_count": spec.output.embeddings.segments}
+    return {"tokenizer.ggml.token_type_count": spec.output.embeddings.segments or 1}
 
 
 POOLER = "the pooler of BERT's second pretraining task, which only sequence classification reads"

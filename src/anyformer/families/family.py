@@ -50,6 +50,7 @@ class Gguf:
     - `assumed`: what a key means where a file is silent; `ignored`: keys that change nothing, with the reason.
     - `scalings`: the kinds of rotary scaling that its files can say.
     - `requires`: a file whose metadata hold every one of these keys prefers this family to one that requires less.
+    - `encoder`: the architecture of files that hold the encoder of an encoder-decoder alone.
     """
 
     architecture: str
@@ -63,6 +64,12 @@ class Gguf:
     ignored: Mapping[str, str] = field(default_factory=dict)
     scalings: tuple[str, ...] = ("linear", "yarn")
     requires: tuple[str, ...] = ()
+    encoder: str = ""
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """Every architecture that its files may name."""
+        return (self.architecture, self.encoder) if self.encoder else (self.architecture,)
 
 
 @dataclass(frozen=True)

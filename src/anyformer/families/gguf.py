@@ -262,8 +262,8 @@ def read(
     pooled = config.integer("pooling_type", default=0)
     if pooled and pooled not in pooling:
         config.refuse(f"{own}pooling_type is {pooled}; known are 0 and {', '.join(map(str, pooling))}")
-    kinds = family.architectures.values()
-    kind = "embedding" if pooled or "language_model" not in kinds else "language_model"
+    bare = bool(pooled) or architecture == gguf.encoder or "language_model" not in family.architectures.values()
+    kind = "embedding" if bare else "language_model"
     names = [name for name, head in family.architectures.items() if head == kind]
     spec = family.parse({**attributes, "architectures": names[:1]}, where=where)[0]
     if pooled:
@@ -387,19 +387,20 @@ def write(family: Family, spec: Transformer) -> Written:
     # What its absence says too is left out, but for a flag that the family asks for.
     flags = {key for key in gguf.keys.values() if told[key] is False}
     said = {key: value for key, value in told.items() if key in flags or value not in (None, FACTS[key].absent)}
-    own = {f"{gguf.architecture}.{key}": value for key, value in said.items()}
-    own |= {_whole(gguf, key): value for key, value in gguf.write(spec).items()}
+    architecture = gguf.encoder if gguf.encoder and spec.decoder is None else gguf.architecture
+    own = {f"{architecture}.{key}": value for key, value in said.items()}
+    own |= {_whole(architecture, key): value for key, value in gguf.write(spec).items()}
     position, scaling = _position(spec), getattr(_position(spec), "scaling", None)
     small = {}
     if isinstance(scaling, Llama3Scaling):
         small[DIVISORS] = _llama3_divisors(scaling, position.base, (_turned(spec) or 0) // 2)
     if isinstance(scaling, LongRopeScaling):
         small = {LONG: list(scaling.long), SHORT: list(scaling.short)}
-    return Written({"general.architecture": gguf.architecture, **own}, small)
+    return Written({"general.architecture": architecture, **own}, small)
 
 
-def _whole(gguf: Gguf, key: str) -> str:
-    return key if key.startswith("tokenizer.") else f"{gguf.architecture}.{key}"
+def _whole(architecture: str, key: str) -> str:
+    return key if key.startswith("tokenizer.") else f"{architecture}.{key}"
 
 
 def check(spec: Transformer, again: Transformer) -> None:

@@ -85,10 +85,10 @@ def of_gguf(architecture: str, metadata: Mapping[str, Any], where: str) -> Famil
     fitting = [
         (len(gguf.requires), family)
         for gguf, family in families
-        if gguf.architecture == architecture and all(metadata.get(f"{architecture}.{key}") for key in gguf.requires)
+        if architecture in gguf.architectures and all(metadata.get(f"{architecture}.{key}") for key in gguf.requires)
     ]
     if not fitting:
-        known = ", ".join(sorted({gguf.architecture for gguf, _ in families}))
+        known = ", ".join(sorted({name for gguf, _ in families for name in gguf.architectures}))
         raise SpecError(f"{where}: no family reads the GGUF architecture {architecture!r}; known are {known}")
     return max(fitting, key=lambda pair: pair[0])[1]
 

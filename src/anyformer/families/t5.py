@@ -244,5 +244,6 @@ family = Family(
         tensors=gguf_tensors,
         fixed={"is_encoder_decoder": True},
         read=_gguf_read,
+        encoder="t5encoder",
     ),
 )
