@@ -334,11 +334,11 @@ def test_llama_is_tied_as_its_config_says(tmp_path: Path) -> None:
         checkpoints.open(tmp_path)
 
 
-def test_tokenizers_that_cannot_be_read_here_are_carried(tmp_path: Path) -> None:
-    """A tokenizer of another format goes along with the model."""
+def test_what_stands_beside_a_tokenizer_is_carried_without_one(tmp_path: Path) -> None:
+    """Files that name special tokens go along with the model, also where no vocabulary is there."""
     write(tmp_path / "a", LLAMA, "llama")
-    (tmp_path / "a" / "spiece.model").write_bytes(b"\x00sentencepiece")
+    (tmp_path / "a" / "special_tokens_map.json").write_bytes(b'{ "eos_token": "</s>" }')
     found = checkpoints.open(tmp_path / "a")
     assert found.tokenizer is None
     write(tmp_path / "b", LLAMA, "llama", carried=found.carried)
-    assert (tmp_path / "b" / "spiece.model").read_bytes() == b"\x00sentencepiece"
+    assert (tmp_path / "b" / "special_tokens_map.json").read_bytes() == b'{ "eos_token": "</s>" }'
