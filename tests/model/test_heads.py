@@ -163,3 +163,18 @@ def test_dropout_before_the_labels_acts_in_training_only(kind: str) -> None:
     assert (head.eval()(hidden, TOKENS) == 1000).all()
     found = head.train()(hidden, TOKENS)
     assert found.ne(1000).all() and found.sub(1000).abs().lt(200).all()
+
+
+@pytest.mark.parametrize("largest", [1 << 24, 21])
+def test_what_training_adds_to_the_loss(hidden: Tensor, monkeypatch: pytest.MonkeyPatch, largest: int) -> None:
+    """Smoothed labels are the mean over all labels in part, z-loss is log²Z, in chunks too; evaluation has neither."""
+    monkeypatch.setattr(heads, "LARGEST_LOGITS", largest)
+    head = draw(LanguageModelHead(spec.LanguageModelHead(), DIM, 7))
+    targets = torch.tensor([[1, -100, 6], [0, 3, 2], [5, 5, -100]])
+    logits, real = head(hidden, TOKENS), targets != -100
+    surprise = -logits.log_softmax(-1)
+    plain = surprise.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    head.label_smoothing, head.z_loss = 0.1, 0.01
+    wanted = 0.9 * plain + 0.1 * surprise.mean(-1) + 0.01 * logits.logsumexp(-1).square()
+    assert torch.allclose(head.train().loss(hidden, TOKENS, targets)[0], wanted[real].sum())
+    assert torch.allclose(head.eval().loss(hidden, TOKENS, targets)[0], plain[real].sum())

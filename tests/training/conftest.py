@@ -46,7 +46,7 @@ def recipe(texts: Path, tmp_path: Path) -> Recipes:
     """A recipe of eight steps that takes a second; `training` keys by name."""
 
     def make(directory: str = "run", **training: Any) -> dict[str, Any]:
-        steps = {} if {"tokens", "minutes"} & set(training) else {"steps": 8}
+        steps = {} if {"tokens", "flops", "minutes"} & set(training) else {"steps": 8}
         defaults = {"batch_tokens": 256, "sequence_length": 32, "learning_rate": 1e-2, "checkpoint_every": 3}
         return {
             "run": {"directory": str(tmp_path / directory), "seed": 5},

@@ -97,6 +97,13 @@ def test_spans_fit_back_into_their_gaps(document: list[int], seed: int) -> None:
     assert all(gaps.values()) and len(source) > len(found)
 
 
+def test_spans_say_how_long_their_rows_are() -> None:
+    """The lengths of a window of one document are those of its batch."""
+    window = windows_of([62], 64, 0)
+    batch = Spans(T5).batch(window, np.random.default_rng(0))
+    assert Spans(T5).lengths(64) == (batch.inputs["tokens"].shape[1], batch.inputs["source"].shape[1])
+
+
 @given(lengths, seeds)
 def test_spans_line_up(lengths: list[int], seed: int) -> None:
     """Each document's decoder reads the start and then its own targets, and there are as many as the encoder reads."""

@@ -16,8 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 import anyformer as af
+from anyformer import spec
 from anyformer.data import open_corpus
 from anyformer.errors import DataError, SpecError, TrainingError
+from anyformer.planning import forward_flops
 from anyformer.training import read_metrics, read_recipe, train
 from anyformer.training import run as running
 from anyformer.training.trainer import Trainer
@@ -257,8 +259,13 @@ def test_given_validation_text_is_used_and_nothing_else_held_out(recipe: Recipes
 
 
 def test_tokens_and_minutes_become_steps(recipe: Recipes) -> None:
-    """Tokens by division; minutes by measuring, once, for resuming to keep."""
+    """Tokens by division, FLOPs by the planner's count; minutes by measuring, once, for resuming to keep."""
     assert train(recipe("tokens", tokens=1000), progress=False).steps == 4
+    described = read_recipe(recipe()).model.spec
+    assert isinstance(described, dict)
+    described["decoder"]["embeddings"] = {"vocabulary": 257}
+    a_row = sum(forward_flops(spec.Transformer.from_data(described), 32).values())
+    assert train(recipe("flops", flops=3.0 * 8 * a_row * 4.5), progress=False).steps == 5
     timed = train(recipe("minutes", minutes=0.01), progress=False)
     kept = json.loads((timed.directory / "run.json").read_text())["steps"]
     assert timed.finished and timed.steps == timed.step == kept >= 1

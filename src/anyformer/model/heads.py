@@ -21,9 +21,15 @@ LARGEST_LOGITS = 1 << 24
 
 
 class Head(nn.Module):
-    """What reads the hidden states. `forward` gives logits; `loss` the summed cross-entropy of the targets."""
+    """What reads the hidden states. `forward` gives logits; `loss` the summed cross-entropy of the targets.
+
+    In training mode alone: `label_smoothing` of the probability goes to all labels alike (Szegedy et al. 2016, section
+    7), and `z_loss` · log²Z of each target's logits is added to its loss (Chowdhery et al. 2022, section 5).
+    """
 
     output: nn.Linear
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
 
     def forward(self, hidden: Tensor, tokens: Tokens) -> Tensor:
         raise NotImplementedError
@@ -35,15 +41,15 @@ class Head(nn.Module):
         if targets.shape != wanted:
             raise InputError(f"targets must be {list(wanted)} for this head, not {list(targets.shape)}")
         if targets.dim() == 1:
-            return _cross_entropy(self(hidden, tokens), targets), (targets != IGNORED).sum()
+            return self._cross_entropy(self(hidden, tokens), targets), (targets != IGNORED).sum()
         rows, wanted = hidden.flatten(0, 1), targets.flatten()
         count = (wanted != IGNORED).sum()
         step = max(1, LARGEST_LOGITS // self.output.out_features)
         if len(rows) <= step:
-            return _cross_entropy(self(rows, tokens), wanted), count
+            return self._cross_entropy(self(rows, tokens), wanted), count
 
         def chunk(rows: Tensor, wanted: Tensor) -> Tensor:
-            return _cross_entropy(self(rows, tokens), wanted)
+            return self._cross_entropy(self(rows, tokens), wanted)
 
         total = hidden.new_zeros((), dtype=torch.float32)
         for part, part_wanted in zip(rows.split(step), wanted.split(step)):
@@ -53,15 +59,18 @@ class Head(nn.Module):
             )
         return total, count
 
-
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    try:
-        return F.cross_entropy(logits.to(wide), targets, ignore_index=IGNORED, reduction="sum")
-    except IndexError:
-        asked = targets[targets != IGNORED]
-        worst = asked.max() if asked.max() >= logits.shape[-1] else asked.min()
-        raise InputError(f"target {int(worst)} is none of the {logits.shape[-1]} that this head knows") from None
+    def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        smoothing = self.label_smoothing if self.training else 0.0
+        try:
+            loss = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing)
+        except IndexError:
+            asked = targets[targets != IGNORED]
+            worst = asked.max() if asked.max() >= logits.shape[-1] else asked.min()
+            raise InputError(f"target {int(worst)} is none of the {logits.shape[-1]} that this head knows") from None
+        if self.z_loss and self.training:
+            loss = loss + self.z_loss * (logits.logsumexp(-1).square() * (targets != IGNORED)).sum()
+        return loss
 
 
 class LanguageModelHead(Head):

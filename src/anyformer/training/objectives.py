@@ -70,6 +70,10 @@ class Objective:
                 f"'{model.head.kind}'"
             )
 
+    def lengths(self, window: int) -> tuple[int, int | None]:
+        """How many tokens the model reads of a whole window of one document; and its encoder, of an encoder-decoder."""
+        return window, None
+
     def batch(self, windows: Sequence[Window], generator: np.random.Generator) -> Batch:
         """Windows as the inputs of one call. What is random is drawn from `generator`, a function of seed and step."""
         raise NotImplementedError
@@ -163,6 +167,10 @@ class Spans(Objective):
             "source_documents": source_documents,
         }
         return Batch(inputs, int((targets != NO_TARGET).sum()))
+
+    def lengths(self, window: int) -> tuple[int, int | None]:
+        source, wanted = self.cut(range(window), np.random.default_rng(0))
+        return len(wanted), len(source)
 
     def cut(self, document: Sequence[int], generator: np.random.Generator) -> tuple[list[int], list[int]]:
         """(what is left of a document, sentinels in the gaps; what is to be said of it)."""

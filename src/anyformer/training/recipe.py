@@ -4,7 +4,8 @@
 [model]     preset | spec | from
 tokenizer   "bytes" | path | {train = {vocabulary = N}}
 [data]      train, validation, encoding, exclude, held_out
-[training]  objective; steps | tokens | minutes; batches; optimizer, schedule; precision; how often to look and save
+[training]  objective; steps | tokens | flops | minutes; batches; optimizer, schedule; precision; how often to look
+            and save
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ AnyPart = TypeVar("AnyPart", bound=Part)
 
 #: Keys of which a recipe has exactly one. Setting one of them from outside puts the others away.
 ALTERNATIVES = (
-    ("training.steps", "training.tokens", "training.minutes"),
+    ("training.steps", "training.tokens", "training.flops", "training.minutes"),
     ("model.preset", "model.spec", "model.from"),
 )
 
@@ -107,13 +108,15 @@ class Data(Part, frozen=True):
 class Training(Part, frozen=True):
     """How the weights are found.
 
-    - The length is `steps`, or `tokens`, or `minutes`: the last is measured on the machine before the first step and
-      becomes a fixed number of steps.
+    - The length is `steps`, or `tokens`, or `flops` (forward and backward, the planner's count), or `minutes`: the last
+      is measured on the machine before the first step. Either becomes a fixed number of steps.
     - A step takes `batch_tokens` tokens in windows of `sequence_length`, `micro_batch_tokens` at a time (memory), with
       the same result.
     - `learning_rate`: the highest of the run; by default the usual one for the model's width (`schedules.usual_peak`).
     - `warmup`: a number of steps, or a share of them all (0.05). `final`: the share of the learning rate left at last.
     - `clip`: the largest gradient norm; 0 leaves gradients as they are.
+    - `label_smoothing` and `z_loss`: what the training loss adds to the cross-entropy (`model/heads.py`); validation
+      leaves them out.
     - `precision`: of the products; weights, moments, norms and losses are float32 either way.
     - `validate_every`, `checkpoint_every`: steps; by default a twentieth and a tenth of the run.
     - `validate_tokens`: how much of the held-out text a validation reads, evenly spread.
@@ -123,6 +126,7 @@ class Training(Part, frozen=True):
     objective: str = "causal"
     steps: PositiveInt | None = None
     tokens: PositiveInt | None = None
+    flops: PositiveFloat | None = None
     minutes: PositiveFloat | None = None
     batch_tokens: PositiveInt = 4096
     micro_batch_tokens: PositiveInt | None = None
@@ -134,6 +138,8 @@ class Training(Part, frozen=True):
     final: Annotated[float, Field(ge=0, le=1)] = 0.0
     weight_decay: NonNegativeFloat = 0.1
     clip: NonNegativeFloat = 1.0
+    label_smoothing: Share = 0.0
+    z_loss: NonNegativeFloat = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
     checkpoint_every: PositiveInt | None = None
     checkpoint_keep: Annotated[int, Field(ge=2)] = 2
@@ -155,7 +161,7 @@ class Training(Part, frozen=True):
             tokens = getattr(self, name)
             if tokens is not None and tokens % self.sequence_length:
                 raise ValueError(f"{name}={tokens} is not a multiple of sequence_length={self.sequence_length}")
-        return _exactly_one(self, {"steps": self.steps, "tokens": self.tokens, "minutes": self.minutes})
+        return _exactly_one(self, {name: getattr(self, name) for name in ("steps", "tokens", "flops", "minutes")})
 
 
 class Recipe(Part, frozen=True):
@@ -190,8 +196,9 @@ def read_recipe(source: Recipe | Mapping[str, Any] | str | Path, overrides: Iter
     """A recipe from the path of a TOML file, from plain data, or as it is, with `overrides` such as
     `training.steps=200` put in: dotted key, then a TOML value (what is not one is taken as a string).
 
-    An override of `training.steps`, `tokens` or `minutes` puts the other two away; so with `model.preset`, `spec` and
-    `from`. A spec given as a path is read, and paths of data become absolute, so that the recipe stands for itself.
+    An override of `training.steps`, `tokens`, `flops` or `minutes` puts the others away; so with `model.preset`,
+    `spec` and `from`. A spec given as a path is read, and paths of data become absolute, so that the recipe stands for
+    itself.
 
     Raises `TrainingError` naming the path of whatever does not fit.
     """

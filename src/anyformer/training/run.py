@@ -248,7 +248,10 @@ def _number_of_steps(recipe: Recipe, directory: Path, trainer: Trainer, display:
             run["steps"] = _rehearse(recipe, trainer, settings.minutes * 60)
             display.note(f"training.minutes={settings.minutes:g} comes to {run['steps']:,} steps on this machine")
         else:
-            run["steps"] = settings.steps or math.ceil((settings.tokens or 0) / settings.batch_tokens)
+            tokens = settings.tokens or 0
+            if settings.flops is not None:
+                tokens = settings.flops / trainer.flops * settings.batch_tokens
+            run["steps"] = settings.steps or max(1, math.ceil(tokens / settings.batch_tokens))
         write_json(directory / "run.json", run)
     return run["steps"]
 

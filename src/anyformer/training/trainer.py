@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from anyformer.data import Loader, Window, Windows, spread
 from anyformer.model import Transformer
+from anyformer.planning import forward_flops
 from anyformer.training.objectives import OBJECTIVES, Batch
 from anyformer.training.optimizers import load_moments, moments, optimizers, set_learning_rate
 from anyformer.training.prepare import Text
@@ -44,6 +45,8 @@ class Trainer:
         self.settings, self.seed = settings, recipe.run.seed
         self.objective = OBJECTIVES[settings.objective](model)
         self.model = model.train()
+        assert model.head is not None
+        model.head.label_smoothing, model.head.z_loss = settings.label_smoothing, settings.z_loss
         self.device = next(model.parameters()).device
         self.optimizers = optimizers(settings.optimizer, model, settings.weight_decay)
         rows = settings.batch_tokens // settings.sequence_length
@@ -51,6 +54,12 @@ class Trainer:
         self.loader = Loader(Windows(text.train, settings.sequence_length), rows, self.seed)
         self.text = text
         self.held_out = Windows(text.validation, settings.sequence_length)
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of a step, forward and backward (which multiplies twice as much), of windows without padding."""
+        tokens, source = self.objective.lengths(self.settings.sequence_length)
+        return 3 * self.loader.rows * sum(forward_flops(self.model.spec, tokens, source=source).values())
 
     def update(self, step: int, rate: float) -> Update:
         """Train on the batch of step `step` with learning rate `rate`. A loss or gradient that is not finite leaves
