@@ -6,6 +6,5 @@ here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-"$here/../.venv/bin/python"}
 if [ -f "$here/.data/llama_cpp_python-0.3.36.tar.gz" ]; then exit 0; fi
 mkdir -p "$here/.data"
-echo '*' > "$here/.data/.gitignore"
 exec "$python" -m pip --disable-pip-version-check download --quiet --no-deps --no-binary llama-cpp-python \
   --dest "$here/.data" llama-cpp-python==0.3.36

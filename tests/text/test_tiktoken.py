@@ -94,6 +94,14 @@ def test_a_configuration_names_the_special_tokens(tmp_path: Path) -> None:
     assert text.read(tmp_path / "saved").encode("a the") == ours.encode("a the")
 
 
+def test_roles_of_the_model_hold_for_tokens_that_a_configuration_lists(tmp_path: Path) -> None:
+    """The end of text that is listed ends texts though nothing says so; the beginning, which is not, begins none."""
+    size = len(ranks())
+    ours = text.read(directory(tmp_path, added_tokens={"<|end_of_text|>": size}))
+    assert (ours.bos, ours.eos, ours.vocabulary_size) == (None, size, size + 1)
+    assert ours.encode("the") == ours.encode("the", special=False)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

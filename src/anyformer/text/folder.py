@@ -64,8 +64,9 @@ class Folder:
         return known[otherwise]
 
     def roles(self, defaults: Mapping[str, str], vocabulary: Mapping[str, int]) -> dict[str, str]:
-        """The special tokens by role: those of the config, and of the defaults those in the vocabulary."""
-        known = {role: token for role, token in defaults.items() if token in vocabulary and role not in self.config}
+        """The special tokens by role: those of the config, and of the defaults those in the vocabulary or beside it."""
+        there = {*vocabulary, *map(content, self._beside().values())}
+        known = {role: token for role, token in defaults.items() if token in there and role not in self.config}
         named = {role: content(token) for role, token in self.config.items() if role.endswith("_token")}
         return known | {role: token for role, token in named.items() if token is not None}
 
@@ -81,14 +82,18 @@ class Folder:
 
     def tokenizer(self, backend: Backend, name: str, roles: Mapping[str, str]) -> Tokenizer:
         """The tokenizer that `backend` makes with the special tokens and those that stand beside the file `name`."""
-        beside = self.config.get("added_tokens_decoder")
-        numbered = {str(id): token for token, id in self.json("added_tokens.json").items()}
-        add_at(backend, str(self.path / name), {**(beside if isinstance(beside, dict) else {}), **numbered})
+        add_at(backend, str(self.path / name), self._beside())
         known = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
         said = [*(self.config.get(role, token) for role, token in roles.items()), *self._more()]
         tokens = [added_token(token, normalized=False) for token in said if content(token)]
         backend.add_special_tokens([token for token in tokens if token.content not in known])
         return Tokenizer(backend, {**roles, **self.config}, self.files)
+
+    def _beside(self) -> dict[str, Any]:
+        """The tokens that stand beside a vocabulary, by id."""
+        decoder = self.config.get("added_tokens_decoder")
+        numbered = {str(id): token for token, id in self.json("added_tokens.json").items()}
+        return {**(decoder if isinstance(decoder, dict) else {}), **numbered}
 
     def _more(self) -> list[Any]:
         """Special tokens without a role of their own, which newer files name."""

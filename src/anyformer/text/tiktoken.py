@@ -70,7 +70,7 @@ def read(folder: Folder, name: str) -> Tokenizer:
     backend = byte_level_bpe(vocabulary, merges_of(tokens, vocabulary), split)
     if not folder.config.get("added_tokens_decoder") and "added_tokens.json" not in folder.files:
         backend.add_special_tokens(list(style.special))
-    roles = folder.roles(style.roles, backend.get_vocab() | dict.fromkeys(style.special, 0))
+    roles = folder.roles(style.roles, backend.get_vocab())
     tokenizer = folder.tokenizer(backend, name, roles)
     backend.post_processor = around(backend.get_vocab(), *folder.ends(roles, begins=split.begins))
     return tokenizer
