@@ -82,6 +82,13 @@ def test_what_is_missing_or_beyond_is_told(tmp_path: Path) -> None:
         text.load(tmp_path)
 
 
+def test_no_more_special_tokens_are_taken(tmp_path: Path) -> None:
+    """They would have no place in the files, so they are refused instead of lost."""
+    ours = text.read(directory(tmp_path))
+    with pytest.raises(TextError, match="takes no more special tokens, and <mask>, <x> are wanted"):
+        ours.with_special({"mask_token": "<mask>"}, ["<x>"])
+
+
 def test_only_strings_are_encoded(tmp_path: Path) -> None:
     """The same sentences as for any tokenizer."""
     ours = text.read(directory(tmp_path))

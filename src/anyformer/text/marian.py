@@ -3,7 +3,7 @@ the two languages, and `vocab.json`, the ids that the model gives the pieces of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tokenizers import Tokenizer as Backend
 from tokenizers import models
@@ -38,6 +38,13 @@ class MarianTokenizer(Tokenizer):
         super().__init__(backend, {**roles, **folder.config}, folder.files)
         self._source, self._vocabulary = source, vocabulary
         self._unknown, self._end = vocabulary[roles["unk_token"]], vocabulary[roles["eos_token"]]
+
+    def with_special(self, roles: Mapping[str, str], others: Sequence[str] = ()) -> Tokenizer:
+        """Refused: what the files say can take no more tokens."""
+        raise TextError(
+            f"Marian's vocabulary takes no more special tokens, and {', '.join([*roles.values(), *others])} are wanted; "
+            f"train with a tokenizer.json"
+        )
 
     def _encoded(self, texts: Sequence[str], special: bool) -> list[list[int]]:
         parted = [_language(text) for text in texts]
