@@ -41,9 +41,9 @@ class MarianTokenizer(Tokenizer):
 
     def with_special(self, roles: Mapping[str, str], others: Sequence[str] = ()) -> Tokenizer:
         """Refused: what the files say can take no more tokens."""
+        wanted = ", ".join([*roles.values(), *others])
         raise TextError(
-            f"Marian's vocabulary takes no more special tokens, and {', '.join([*roles.values(), *others])} are wanted; "
-            f"train with a tokenizer.json"
+            f"Marian's vocabulary takes no more special tokens, and {wanted} are wanted; use a tokenizer.json instead"
         )
 
     def _encoded(self, texts: Sequence[str], special: bool) -> list[list[int]]:
