@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 import torch
 from gguf.quants import dequantize, quantize
 from gguf_odd import head_of, numbers, odd_gguf_spec, with_gguf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from anyformer import checkpoints, families, model
@@ -20,7 +23,7 @@ from anyformer.checkpoints.gguf_writing import expressed, write_gguf
 from anyformer.checkpoints.tensors import load, unload
 from anyformer.checkpoints.weights import Saved
 from anyformer.errors import AnyformerError, CheckpointError, SpecError
-from anyformer.families.gguf import FACTS, check
+from anyformer.families.gguf import FACTS, check, read
 from anyformer.model.building import fill, unfilled
 from anyformer.spec import EmbeddingHead, Transformer
 
@@ -316,6 +319,33 @@ def test_metadata_of_another_model(name: str, changed: dict[str, Any], message: 
     with pytest.raises(AnyformerError, match=message) as error:
         checkpoints.open(tmp_path / "y.gguf")
     assert str(tmp_path / "y.gguf") in str(error.value)
+
+
+#: What damage or another writer may put under a key.
+VALUES = st.one_of(
+    st.integers(-2, 2**40), st.floats(), st.booleans(), st.text(max_size=5), st.lists(st.booleans(), max_size=4)
+)
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+@pytest.mark.parametrize("name", FAMILIES)
+def test_damaged_metadata_give_errors_and_nothing_else(name: str, data: st.DataObject) -> None:
+    """Any value under any key, one missing, odd divisors of rotary frequencies: a spec, or an error of ours."""
+    spec = odd_gguf_spec(name, 1)
+    written = expressed(spec, name)[1]
+    metadata, own = dict(written.metadata), f"{written.metadata['general.architecture']}."
+    for _ in range(data.draw(st.integers(1, 3))):
+        key = data.draw(
+            st.sampled_from([*(each for each in metadata if each.startswith(own)), *(own + k for k in FACTS)])
+        )
+        metadata[key] = data.draw(VALUES)
+    metadata.pop(data.draw(st.sampled_from(sorted(metadata))), None) if data.draw(st.booleans()) else None
+    shapes = dict.fromkeys(written.tensors, (1,)) | {"token_embd.weight": (67, 30)}
+    shapes |= {f"blk.{index}.attn_q.weight": (3, 3) for index in range(8)}
+    numbers = {each: data.draw(st.lists(st.floats(), min_size=1, max_size=4)) for each in written.tensors}
+    with suppress(AnyformerError):
+        read(metadata, shapes, numbers.__getitem__, "x.gguf")
 
 
 def test_every_key_is_written_somewhere() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from anyformer.families.config import Config, activation_name
 from anyformer.families.family import Family, Gguf, GgufSource, branch, given
+from anyformer.families.gguf import SHAPE
 from anyformer.families.gguf import tensors as gguf_tensors
 from anyformer.families.names import Table, Tensor, Unused
 from anyformer.spec import (
@@ -215,14 +216,7 @@ family = Family(
     defaults={"position_embedding_type": "absolute"},
     gguf=Gguf(
         "bert",
-        keys={
-            "hidden_size": "embedding_length",
-            "num_hidden_layers": "block_count",
-            "num_attention_heads": "attention.head_count",
-            "intermediate_size": "feed_forward_length",
-            "max_position_embeddings": "context_length",
-            "layer_norm_eps": "attention.layer_norm_epsilon",
-        },
+        keys={**SHAPE, "layer_norm_eps": "attention.layer_norm_epsilon"},
         tensors=gguf_tensors(
             {
                 "blk.*.attn_output_norm.*": "layers.*.attention_norm.*",

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from math import isclose, log, pi, sqrt
+from math import isclose, isfinite, log, pi, sqrt
 from typing import Any, NamedTuple, TypeVar
 
 from anyformer.errors import SpecError
@@ -49,16 +49,19 @@ DIVISORS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_f
 #: Llama 3.1's context before scaling, for files that hold its divisors and no more.
 LLAMA3_CONTEXT = 8192
 
-#: The attributes that configs in the line of LLaMA have a metadata key for.
-DECODER = {
+#: The attributes that most configs have a metadata key for, and those in the line of LLaMA.
+SHAPE = {
     "hidden_size": "embedding_length",
     "num_hidden_layers": "block_count",
     "num_attention_heads": "attention.head_count",
+    "intermediate_size": "feed_forward_length",
+    "max_position_embeddings": "context_length",
+}
+DECODER = {
+    **SHAPE,
     "num_key_value_heads": "attention.head_count_kv",
     "head_dim": "attention.key_length",
-    "intermediate_size": "feed_forward_length",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
-    "max_position_embeddings": "context_length",
     "rope_theta": "rope.freq_base",
 }
 WINDOW = {"sliding_window": "attention.sliding_window"}
@@ -352,9 +355,10 @@ def _read_scaling(gguf: Gguf, source: GgufSource) -> dict[str, Any] | None:
 def _read_llama3(source: GgufSource, original: int) -> dict[str, Any]:
     """Llama 3.1's scaling from its divisors of the rotary frequencies, one for each pair of channels."""
     divisors, base = source.values(DIVISORS), source.metadata.number("rope.freq_base")
-    scaling = Llama3Scaling(factor=round(max(divisors), 3), original_context=original)
-    expected = _llama3_divisors(scaling, base, len(divisors))
-    if not all(isclose(one, other, rel_tol=1e-4) for one, other in zip(divisors, expected)):
+    sound = base > 0 and all(isfinite(divisor) and divisor >= 1 for divisor in divisors)
+    scaling = Llama3Scaling(factor=round(max(divisors), 3) if sound else 1.0, original_context=original)
+    expected = _llama3_divisors(scaling, base, len(divisors)) if sound else []
+    if not sound or not all(isclose(one, other, rel_tol=1e-4) for one, other in zip(divisors, expected)):
         source.metadata.refuse(f"{DIVISORS} does not hold the divisors of Llama 3.1's rotary scaling")
     return {
         "factor": scaling.factor,

@@ -8,7 +8,7 @@ from typing import Any
 
 from anyformer.families.config import Config, activation_name
 from anyformer.families.family import Family, Gguf, GgufSource, branch, given
-from anyformer.families.gguf import QKV, turned
+from anyformer.families.gguf import QKV, SHAPE, turned
 from anyformer.families.gguf import tensors as gguf_tensors
 from anyformer.families.gpt import BUFFERS, decoder, head_tensors, read_head, widths, write_head
 from anyformer.families.names import Table, Tensor
@@ -150,11 +150,7 @@ family = Family(
     gguf=Gguf(
         "gptneox",
         keys={
-            "hidden_size": "embedding_length",
-            "num_hidden_layers": "block_count",
-            "num_attention_heads": "attention.head_count",
-            "intermediate_size": "feed_forward_length",
-            "max_position_embeddings": "context_length",
+            **SHAPE,
             "layer_norm_eps": "attention.layer_norm_epsilon",
             "rotary_emb_base": "rope.freq_base",
             "use_parallel_residual": "use_parallel_residual",

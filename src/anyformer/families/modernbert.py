@@ -7,7 +7,7 @@ from typing import Any
 
 from anyformer.families.config import Config, activation_name
 from anyformer.families.family import Family, Gguf, GgufSource, given
-from anyformer.families.gguf import GATE_UP, QKV, layer_types
+from anyformer.families.gguf import GATE_UP, QKV, SHAPE, layer_types
 from anyformer.families.gguf import tensors as gguf_tensors
 from anyformer.families.layer_types import (
     GLOBAL,
@@ -219,11 +219,7 @@ family = Family(
     gguf=Gguf(
         "modern-bert",
         keys={
-            "hidden_size": "embedding_length",
-            "num_hidden_layers": "block_count",
-            "num_attention_heads": "attention.head_count",
-            "intermediate_size": "feed_forward_length",
-            "max_position_embeddings": "context_length",
+            **SHAPE,
             "norm_eps": "attention.layer_norm_epsilon",
             "global_rope_theta": "rope.freq_base",
             "local_rope_theta": "rope.freq_base_swa",
