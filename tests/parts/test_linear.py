@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anyformer.parts.linear import SideBySide, adjacent, lay_side_by_side, project
+from anyformer.parts.linear import Linear, SideBySide, adjacent, lay_side_by_side, project
 
 
 class Three(SideBySide):
     """Three projections of one input, of different widths."""
 
-    def __init__(self, bias: bool = True) -> None:
+    def __init__(self, bias: bool = True, kind: type[nn.Linear] = Linear) -> None:
         super().__init__()
-        self.a, self.b, self.c = (nn.Linear(6, width, bias=bias) for width in (8, 4, 4))
+        self.a, self.b, self.c = (kind(6, width, bias=bias) for width in (8, 4, 4))
         lay_side_by_side(self.side_by_side())
 
     def side_by_side(self) -> list[nn.Linear]:
@@ -47,10 +47,13 @@ def separate(module: Three, x: Tensor) -> Sequence[Tensor]:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_one_product_serves_all_without_gradients_and_each_its_own_with(bias: bool, products: list[int]) -> None:
+@pytest.mark.parametrize("kind", [Linear, nn.Linear])
+def test_one_product_serves_all_without_gradients_and_each_its_own_with(
+    bias: bool, kind: type[nn.Linear], products: list[int]
+) -> None:
     """The same numbers either way; with gradients every weight gets its own."""
     torch.manual_seed(0)
-    module, x = Three(bias), torch.randn(2, 3, 6)
+    module, x = Three(bias, kind), torch.randn(2, 3, 6)
     with torch.no_grad():
         fused = module(x)
     assert products == [16]

@@ -50,7 +50,7 @@ def adjacent(tensors: Sequence[Tensor]) -> Tensor | None:
 def project(x: Tensor, linears: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
     """Every linear's output for x, from one product where gradients are off and the weights lie side by side."""
     # One that was replaced or hooked (an adapter, a quantised layer, a trace) wants to be asked itself.
-    plain = all(type(linear) is nn.Linear and not linear._forward_hooks for linear in linears)
+    plain = all(type(linear) in (nn.Linear, Linear) and not linear._forward_hooks for linear in linears)
     if plain and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
         weight = adjacent([linear.weight for linear in linears])
         biases = [linear.bias for linear in linears if linear.bias is not None]
