@@ -6,8 +6,8 @@ from typing import Any
 
 from anyformer.families.config import Config, activation_name
 from anyformer.families.family import Family, Gguf, GgufSource, branch, given
-from anyformer.families.gguf import SHAPE
-from anyformer.families.gguf import tensors as gguf_tensors
+from anyformer.families.gguf_names import SHAPE
+from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.names import Table, Tensor, Unused
 from anyformer.spec import (
     Attention,

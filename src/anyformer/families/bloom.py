@@ -7,8 +7,8 @@ from typing import Any
 
 from anyformer.families.config import Config
 from anyformer.families.family import Family, Gguf, branch, given
-from anyformer.families.gguf import QKV
-from anyformer.families.gguf import tensors as gguf_tensors
+from anyformer.families.gguf_names import QKV
+from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.gpt import decoder, head_tensors, read_head, widths, write_head
 from anyformer.families.names import Table, Tensor
 from anyformer.spec import Alibi, Attention, Embeddings, FeedForward, Initialization, Norm, Stack, Transformer

@@ -8,8 +8,8 @@ from typing import Any
 
 from anyformer.families.config import Config, activation_name
 from anyformer.families.family import Family, Gguf, GgufSource, branch, given
-from anyformer.families.gguf import DECODER, WINDOW, layer_types
-from anyformer.families.gguf import tensors as gguf_tensors
+from anyformer.families.gguf_names import DECODER, WINDOW, layer_types
+from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.layer_types import GLOBAL, LOCAL, attentions, pattern, read_kinds, write_kinds
 from anyformer.families.llama import tensors as llama_tensors
 from anyformer.families.names import Table, Tensor

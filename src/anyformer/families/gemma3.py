@@ -20,7 +20,7 @@ from anyformer.families.gemma2 import (
     write_model,
 )
 from anyformer.families.gemma2 import tensors as gemma2_tensors
-from anyformer.families.gguf import tensors as gguf_tensors
+from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.layer_types import GLOBAL, LOCAL, read_kinds, read_rotary, write_rotary
 from anyformer.families.names import Table, Tensor
 from anyformer.spec import Stack, Transformer

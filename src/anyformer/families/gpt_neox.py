@@ -8,8 +8,8 @@ from typing import Any
 
 from anyformer.families.config import Config, activation_name
 from anyformer.families.family import Family, Gguf, GgufSource, branch, given
-from anyformer.families.gguf import QKV, SHAPE, turned
-from anyformer.families.gguf import tensors as gguf_tensors
+from anyformer.families.gguf_names import QKV, SHAPE, turned
+from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.gpt import BUFFERS, decoder, head_tensors, read_head, widths, write_head
 from anyformer.families.names import Table, Tensor
 from anyformer.families.rotary import rotary, rotary_attributes, rotary_share

@@ -19,8 +19,8 @@ from anyformer.families.decoder import (
     write_window,
 )
 from anyformer.families.family import Family, Gguf, branch
-from anyformer.families.gguf import DECODER, WINDOW
-from anyformer.families.gguf import tensors as gguf_tensors
+from anyformer.families.gguf_names import DECODER, WINDOW
+from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.spec import FeedForward, Transformer
 
 

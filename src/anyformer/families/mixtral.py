@@ -21,8 +21,8 @@ from anyformer.families.decoder import (
     write_window,
 )
 from anyformer.families.family import Family, Gguf, branch
-from anyformer.families.gguf import DECODER, EXPERTS, WINDOW
-from anyformer.families.gguf import tensors as gguf_tensors
+from anyformer.families.gguf_names import DECODER, EXPERTS, WINDOW
+from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.names import Table
 from anyformer.spec import MixtureOfExperts, Transformer
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from anyformer.families.config import Config, activation_name
 from anyformer.families.family import Family, Gguf, GgufSource, given
-from anyformer.families.gguf import GATE_UP, QKV, SHAPE, layer_types
-from anyformer.families.gguf import tensors as gguf_tensors
+from anyformer.families.gguf_names import GATE_UP, QKV, SHAPE, layer_types
+from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.layer_types import (
     GLOBAL,
     LOCAL,

@@ -19,8 +19,8 @@ from anyformer.families.decoder import (
     write_feed_forward,
 )
 from anyformer.families.family import Family, Gguf, branch
-from anyformer.families.gguf import DECODER
-from anyformer.families.gguf import tensors as gguf_tensors
+from anyformer.families.gguf_names import DECODER
+from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.names import Table, Tensor
 from anyformer.spec import Block, Branch, FeedForward, Transformer
 

@@ -19,8 +19,8 @@ from anyformer.families.decoder import (
 )
 from anyformer.families.decoder import tensors as decoder_tensors
 from anyformer.families.family import Family, Gguf, branch, given
-from anyformer.families.gguf import DECODER, GATE_UP, QKV, WINDOW, turned
-from anyformer.families.gguf import tensors as gguf_tensors
+from anyformer.families.gguf_names import DECODER, GATE_UP, QKV, WINDOW, turned
+from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.names import Table, Tensor
 from anyformer.families.rotary import rotary_share
 from anyformer.spec import Attention, FeedForward, LongRopeScaling, Rotary, Stack, Transformer

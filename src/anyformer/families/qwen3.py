@@ -22,8 +22,8 @@ from anyformer.families.decoder import (
     write_feed_forward,
 )
 from anyformer.families.family import Family, Gguf, branch, given
-from anyformer.families.gguf import DECODER
-from anyformer.families.gguf import tensors as gguf_tensors
+from anyformer.families.gguf_names import DECODER
+from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.layer_types import GLOBAL, LOCAL, attentions, pattern, read_kinds, write_kinds
 from anyformer.spec import Block, FeedForward, Stack, Transformer
 

@@ -26,8 +26,8 @@ from anyformer.families.decoder import (
     write_window,
 )
 from anyformer.families.family import Family, Gguf, given
-from anyformer.families.gguf import DECODER, EXPERTS
-from anyformer.families.gguf import tensors as gguf_tensors
+from anyformer.families.gguf_names import DECODER, EXPERTS
+from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.layer_types import pattern
 from anyformer.families.names import Table
 from anyformer.spec import Attention, Block, FeedForward, MixtureOfExperts, Stack, Transformer
