@@ -170,8 +170,10 @@ def test_cutting_and_padding_that_a_file_asks_for_are_left_out(tmp_path: Path) -
 
 
 def test_special_tokens_are_added_behind_the_vocabulary(tmp_path: Path) -> None:
-    """Roles and plain ones get the next ids, are found in texts, survive a save, and leave the original alone."""
+    """Roles and plain ones get the next ids, are found in texts, survive a save with the chat template, and leave the
+    original alone."""
     plain = text.byte_level()
+    plain.files["chat_template.jinja"] = b"{{ messages[0].content }}"
     more = plain.with_special({"mask_token": "<|mask|>"}, ["<a>", "<b>"])
     assert (plain.mask, plain.vocabulary_size) == (None, 257)
     assert (more.mask, more.id_of("<a>"), more.id_of("<b>"), more.vocabulary_size) == (257, 258, 259, 260)
@@ -179,3 +181,4 @@ def test_special_tokens_are_added_behind_the_vocabulary(tmp_path: Path) -> None:
     more.save(tmp_path)
     again = text.load(tmp_path)
     assert again is not None and again.mask == 257 and again.encode("x<b>é") == [120, 259, 195, 169]
+    assert again.chat([{"role": "user", "content": "hello"}]) == "hello"

@@ -30,11 +30,6 @@ if TYPE_CHECKING:
 CONFIG, SPEC, GENERATION_CONFIG = "config.json", "spec.json", "generation_config.json"
 #: The files of a checkpoint that say what the model is; saving removes those that no longer hold.
 OWNED = (CONFIG, SPEC, GENERATION_CONFIG, WEIGHTS, INDEX, "model-*-of-*.safetensors", pooling.MODULES)
-#: Files of tokenizers, carried where no tokenizer here can read them.
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt"),
-    *("vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
-)
 #: Patterns of all that says what a model is: what is fetched of a repository before its weights.
 DESCRIPTIONS = (CONFIG, SPEC, GENERATION_CONFIG, INDEX, pooling.MODULES, *pooling.BESIDE, "[0-9]*/config.json")
 #: 5 GB, transformers' largest file.
@@ -56,7 +51,7 @@ def open_directory(directory: Path, ignore: Iterable[str] = (), source: Source |
 
     Raises `CheckpointError` or `SpecError` naming the file, attribute or tensor that is wrong.
     """
-    from anyformer import text  # here, because not everything that writes a directory wants tokenizers
+    from anyformer.text import files as tokenizers  # here, as not everything that writes a directory wants them
 
     if not any((directory / name).is_file() for name in (CONFIG, SPEC)):
         raise CheckpointError(f"{directory} holds neither {CONFIG} nor {SPEC}, so it is no checkpoint")
@@ -66,9 +61,11 @@ def open_directory(directory: Path, ignore: Iterable[str] = (), source: Source |
         loaded = load(source, spec, own_names(spec), ignore=ignore)
     else:
         loaded = load(source, spec, family.tensors(spec), prefix=family.prefix, ignore=ignore)
-    tokenizer = text.load(directory)
+    tokenizer = tokenizers.load(directory)
     beside = pooling.module_files(directory)
-    beside += [Path(name) for name in TOKENIZER_FILES if tokenizer is None and (directory / name).is_file()]
+    if tokenizer is None:
+        # Files that belong to a tokenizer and are none.
+        beside += [Path(name) for name in tokenizers.FILES if (directory / name).is_file()]
     carried = Carried(
         attributes={name: value for name, value in attributes.items() if name in {"architectures", *reasons}},
         tensors=loaded.unused,

@@ -80,7 +80,9 @@ class Tokenizer:
         backend = Backend.from_str(self._backend.to_str())
         tokens = [*roles.values(), *others]
         backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
-        return Tokenizer(backend, {**self._config, **roles})
+        # Its other files say what the vocabulary was.
+        files = {name: content for name, content in self.files.items() if name == "chat_template.jinja"}
+        return Tokenizer(backend, {**self._config, **roles}, files)
 
     @property
     def special_tokens(self) -> dict[str, str]:

@@ -80,10 +80,7 @@ def _tokenizer(recipe: Recipe, sources: Sources, display: Display) -> text.Token
             return text.train_bpe(_training_texts(sources.documents(), advance), recipe.tokenizer.train.vocabulary)
     if recipe.tokenizer in (None, "bytes"):
         return text.byte_level()
-    tokenizer = text.load(Path(recipe.tokenizer))
-    if tokenizer is None:
-        raise TrainingError(f"tokenizer: nothing to read at {recipe.tokenizer}; give a directory with tokenizer.json")
-    return tokenizer
+    return text.read(Path(recipe.tokenizer))
 
 
 def _with_what_is_needed(tokenizer: text.Tokenizer, recipe: Recipe) -> text.Tokenizer:
