@@ -284,6 +284,7 @@ CHANGED = [
     ("gemma2", {"rope.freq_base_swa": 500.0}, r"gemma2.rope.freq_base_swa is 500.0; only 10000.0 is understood"),
     ("bert", {"pooling_type": 4}, "bert.pooling_type is 4; known are 0 and 1, 2, 3"),
     ("bert", {"attention.causal": True}, "bert.attention.causal is true; only false is understood"),
+    ("t5", {"decoder_block_count": 10**9}, "decoder_block_count is 1000000000, but there are only"),
     ("llama", {"block_count": 10**9}, "block_count is 1000000000, but there are only 20 tensors"),
     ("llama", {"block_count": "2"}, 'llama.block_count is "2"; it must be a whole number above 0'),
     ("llama", {"rope.scaling.type": "longrope"}, "rope.scaling.type is 'longrope', of which the file does not say"),

@@ -80,7 +80,6 @@ def _write_file(model: str, out: Path, dtype: Dtype | None) -> int:
     """Tensors go from file to file one at a time; only a preset's fresh weights are a whole model first."""
     with waiting(f"writing {out}"):
         from anyformer import checkpoints, families
-        from anyformer.checkpoints.gguf_writing import write_gguf
         from anyformer.model.building import dtype_of
         from anyformer.planning.shapes import count
 
@@ -97,5 +96,7 @@ def _write_file(model: str, out: Path, dtype: Dtype | None) -> int:
             found = checkpoints.open(model)
             source = {name: getattr(found, name) for name in ("spec", "tensors", "family", "generation", "tokenizer")}
             stored = found.dtype
-        write_gguf(out, **source, dtype=stored if dtype is None else dtype_of(dtype.value), name=Path(model).stem)
+        checkpoints.write_gguf(
+            out, **source, dtype=stored if dtype is None else dtype_of(dtype.value), name=Path(model).stem
+        )
         return count(source["spec"])

@@ -57,9 +57,11 @@ def read(
     keys = {name: value for name, value in metadata.items() if name.startswith(own) and name not in ignore}
     keys = {name.removeprefix(own): value for name, value in keys.items()}
     config = Config(keys, where, path=own)
-    if config.size("block_count") > len(shapes):
+    config.assume(decoder_block_count=config.size("block_count"))
+    for name in ("block_count", "decoder_block_count"):
         # Before anything is spelled out layer by layer, for a file may announce any number of them.
-        config.refuse(f"{own}block_count is {keys['block_count']}, but there are only {len(shapes)} tensors")
+        if config.size(name) > len(shapes):
+            config.refuse(f"{own}{name} is {keys[name]}, but there are only {len(shapes)} tensors")
     attributes = _attributes(gguf, GgufSource(config, shapes, values))
     pooling = {number: name for name, number in POOLING.items()}
     pooled = config.integer("pooling_type", default=0)
@@ -98,9 +100,9 @@ def _attributes(gguf: Gguf, source: GgufSource) -> dict[str, Any]:
     config, shapes = source.metadata, source.shapes
     if "token_embd.weight" not in shapes:
         config.refuse("there is no tensor token_embd.weight, so it is no language model")
-    heads, depth = config.size("attention.head_count"), config.size("block_count")
+    heads = config.size("attention.head_count")
     config.assume(**gguf.assumed)
-    config.assume(**{"attention.head_count_kv": heads, "rope.freq_base": 10000.0, "decoder_block_count": depth})
+    config.assume(**{"attention.head_count_kv": heads, "rope.freq_base": 10000.0})
     if not config.has("attention.key_length"):
         config.assume(**{"attention.key_length": config.size("embedding_length") // heads})
     attributes: dict[str, Any] = {
