@@ -44,7 +44,8 @@ def odd_gguf_spec(name: str, seed: int) -> Transformer:
             change = {"rotary": {"scaling": {**scaling, **LONGROPE}}, "transformer": {"context": 512}}
         try:
             changed = Transformer.from_data(apply(spec.model_dump(), change))
-            expressed_by(family, changed)
+            if changed != spec:
+                expressed_by(family, changed)
         except SpecError:
             continue
         spec = changed
