@@ -99,4 +99,6 @@ def _write_file(model: str, out: Path, dtype: Dtype | None) -> int:
         checkpoints.write_gguf(
             out, **source, dtype=stored if dtype is None else dtype_of(dtype.value), name=Path(model).stem
         )
-        return count(source["spec"])
+    if source.get("tokenizer") is None:
+        note(f"{out} holds no vocabulary, for {model} has no tokenizer that is known here")
+    return count(source["spec"])
