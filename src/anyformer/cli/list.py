@@ -94,7 +94,7 @@ def families() -> Rows:
             "title": family.title,
             "sizes": list(family.presets),
             "reads": list(family.model_types),
-            "gguf": family.gguf.architecture if family.gguf is not None else "",
+            "gguf": list(family.gguf.architectures) if family.gguf is not None else [],
             **{column: measured.get(name, {}).get(column, "") for column in PARITY},
             "paper": family.paper,
         }
