@@ -67,7 +67,7 @@ def families_table() -> str:
     for row in (row for row in listed() if row["family"] in known()):
         figures = (_figure(row[column]) for column in PARITY)
         names = (f"`{row['family']}`", f"[{row['title']}]({row['paper']})", ", ".join(row["sizes"]))
-        lines.append("| " + " | ".join((*names, ", ".join(row["reads"]), row["gguf"], *figures)) + " |")
+        lines.append("| " + " | ".join((*names, ", ".join(row["reads"]), ", ".join(row["gguf"]), *figures)) + " |")
     measured = parity()
     lines += [
         "",
@@ -130,7 +130,8 @@ def _example(family: Family) -> Transformer:
 def _section(family: Family, known: Mapping[str, Family]) -> str:
     spec = _example(family)
     reads = ", ".join(f"`{name}`" for name in family.model_types)
-    gguf = f" · GGUF `{family.gguf.architecture}`" if family.gguf is not None else ""
+    known_as = ", ".join(f"`{name}`" for name in family.gguf.architectures) if family.gguf is not None else ""
+    gguf = f" · GGUF {known_as}" if known_as else ""
     lines = [f"## {family.title}", "", f"[Paper]({family.paper}) · {_link(family.name)} · reads {reads}{gguf}", ""]
     lines += [f"{_a(spec.shape).capitalize()}, {_head(spec)}:", ""]
     lines += ["| layer | what it does | its parts |", "|---|---|---|", *_drawn(spec), "", *_order(spec)]

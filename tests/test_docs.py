@@ -43,7 +43,7 @@ def test_the_readme_has_the_table_of_the_command(generate: ModuleType) -> None:
         title, sizes, reads, gguf, *figures = (cell.strip() for cell in row.split("|"))
         assert title == f"[{family.title}]({family.paper})"
         assert (sizes, reads) == (", ".join(family.presets), ", ".join(family.model_types))
-        assert gguf == (family.gguf.architecture if family.gguf is not None else "")
+        assert gguf == (", ".join(family.gguf.architectures) if family.gguf is not None else "")
         (line,) = re.findall(rf"^{name} +{re.escape(family.title)} .*$", printed, re.MULTILINE)
         wanted = " ".join(figures).split()
         assert line.split()[len(line.split()) - len(wanted) :] == wanted
