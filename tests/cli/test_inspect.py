@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,19 @@ def test_a_checkpoint(anyformer: Callable, talker: Path) -> None:
     ran = anyformer("inspect", talker)
     assert ran.out.startswith(planning.describe(checkpoints.open(talker).spec, dtype="float32"))
     assert "family llama" in ran.out and "257 tokens, with a chat template" in ran.out
+
+
+def test_what_is_passed_over(anyformer: Callable, talker: Path, tmp_path: Path) -> None:
+    """The drawing names what a family ignores of a config, and not what every config says that is nothing of the model;
+    --json has all, with reasons."""
+    copied = shutil.copytree(talker, tmp_path / "copied")
+    config = json.loads((copied / "config.json").read_text())
+    said = {**config, "attn_implementation": "eager", "is_llama_config": True}
+    (copied / "config.json").write_text(json.dumps(said))
+    assert "passed over    is_llama_config (--json says why)\n" in anyformer("inspect", copied).out
+    told = json.loads(anyformer("inspect", copied, "--json").out)["origin"]["passed_over"]
+    assert told["attn_implementation"] == "which kernel computes it" and "converter" in told["is_llama_config"]
+    assert "passed over" not in anyformer("inspect", talker).out
 
 
 def test_json(anyformer: Callable, talker: Path) -> None:

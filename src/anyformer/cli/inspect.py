@@ -57,6 +57,8 @@ def _open(reference: str) -> tuple[Any, dict[str, Any]]:
 
 
 def _origin_lines(model: str, origin: dict[str, Any]) -> list[str]:
+    from anyformer.families.config import IGNORED
+
     if origin["kind"] == "preset":
         return [f"from           {model}, a preset: fresh weights"]
     tokens = f"{origin['tokens']:,} tokens" if origin["tokens"] is not None else "none"
@@ -65,6 +67,7 @@ def _origin_lines(model: str, origin: dict[str, Any]) -> list[str]:
         f"from           {origin['reference']}, family {origin['family'] or 'none (spec.json alone describes it)'}",
         f"tokenizer      {tokens}{chat}",
     ]
-    if origin["passed_over"]:
-        lines.append(f"passed over    {', '.join(origin['passed_over'])} (--json says why)")
+    # Not what every config.json says that is nothing of the model.
+    if passed_over := [name for name in origin["passed_over"] if name not in IGNORED]:
+        lines.append(f"passed over    {', '.join(passed_over)} (--json says why)")
     return lines
