@@ -195,3 +195,39 @@ def test_old_files_of_real_models() -> None:
     assert families.t5.parse(t5)[0] == families.t5("small")
     assert families.bert.parse(bert)[0] == families.bert("base")
     assert families.distilbert.parse(distilbert)[0] == families.distilbert("base")
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "also"),
+    [
+        ("bart", "large", {"replacing_rate": 0, "student_decoder_layers": None, "extra_pos_embeddings": 2}),
+        (
+            "bert",
+            "base-cased",
+            {"directionality": "bidi", "pooler_fc_size": 768, "pooler_type": "first_token_transform"},
+        ),
+        ("gemma2", "9b", {"cache_implementation": "hybrid", "sliding_window_size": 4096}),
+        ("gpt2", "medium", {"n_ctx": 1024, "n_special": 0, "predict_special_tokens": True}),
+        ("gpt_neox", "pythia-160m", {"rotary_emb_base": 10000, "rope_theta": 10000, "partial_rotary_factor": 0.25}),
+        ("modernbert", "base", {"norm_eps": 1e-05, "layer_norm_eps": 1e-05, "position_embedding_type": "absolute"}),
+        ("phi3", "mini-4k", {"full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False, "mlp_bias": False}),
+    ],
+)
+def test_what_published_files_say_besides(family: str, size: str, also: dict[str, Any]) -> None:
+    """Attributes of published files that change nothing at the value they have there leave the model as it is."""
+    chosen = families.named(family)
+    assert chosen.parse({**chosen.presets[size], **also})[0] == chosen(size)
+
+
+def test_a_note_in_a_scaling_changes_nothing() -> None:
+    """The first files with YaRN say that they were fine-tuned, which no computation reads."""
+    scaling = {"type": "yarn", "factor": 16.0, "original_max_position_embeddings": 4096}
+    noted = families.llama("7b", rope_scaling={**scaling, "finetuned": True})
+    assert noted == families.llama("7b", rope_scaling=scaling)
+
+
+@pytest.mark.parametrize(("attribute", "value"), [("rope_theta", 5000.0), ("partial_rotary_factor", 0.5)])
+def test_a_second_name_must_agree(attribute: str, value: float) -> None:
+    """GPT-NeoX's base and share, said a second time under the usual names, may not differ."""
+    with pytest.raises(SpecError, match=f"{attribute} is {value}"):
+        families.gpt_neox("tiny", **{attribute: value})

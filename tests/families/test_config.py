@@ -29,7 +29,7 @@ def test_what_is_taken_is_known() -> None:
 
 def test_what_nobody_took_is_refused_by_name() -> None:
     """All unknown attributes are named, with the way to load regardless."""
-    with pytest.raises(SpecError, match=r"here/config.json: .*'mystery', 'riddle'.*ignore=\['mystery'\]"):
+    with pytest.raises(SpecError, match=r"here/config.json: .*'mystery', 'riddle'.*ignore=\['mystery', 'riddle'\]"):
         config(mystery=1, riddle=None).finish({}, {})
 
 

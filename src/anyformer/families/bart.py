@@ -192,6 +192,9 @@ family = Family(
     ignored={
         **IGNORED,
         "force_bos_token_to_be_generated": "a setting of generation (before version 4.10)",
+        **dict.fromkeys(
+            ("replacing_rate", "student_encoder_layers", "student_decoder_layers"), "a note on how it was distilled"
+        ),
     },
     generation={
         "decoder_start_token_id": 2,

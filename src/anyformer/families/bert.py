@@ -214,6 +214,19 @@ family = Family(
     tensors=tensors,
     prefix="bert.",
     defaults={"position_embedding_type": "absolute"},
+    ignored={
+        "directionality": "a note of the program that trained it",
+        **dict.fromkeys(
+            (
+                "pooler_fc_size",
+                "pooler_num_attention_heads",
+                "pooler_num_fc_layers",
+                "pooler_size_per_head",
+                "pooler_type",
+            ),
+            "of a pooler that no published model has",
+        ),
+    },
     gguf=Gguf(
         "bert",
         keys={**SHAPE, "layer_norm_eps": "attention.layer_norm_epsilon"},

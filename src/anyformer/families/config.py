@@ -4,7 +4,7 @@ stated reason; anything else is refused by name."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from anyformer.errors import SpecError
@@ -200,7 +200,7 @@ class Config:
         found = self.value(name, default=wanted)
         if found != wanted:
             shown = f"only {json.dumps(wanted)} is understood here"
-            self.refuse(f"{self.path}{name} is {json.dumps(found)}; {shown}", ignorable=name)
+            self.refuse(f"{self.path}{name} is {json.dumps(found)}; {shown}", ignorable=[name])
 
     def activation(self, *names: str, default: str = _REQUIRED) -> Activation:
         """An activation by transformers' name for it, which `default` is too."""
@@ -237,12 +237,13 @@ class Config:
         known = self.taken.union(ignored, elsewhere)
         if unknown := [name for name in self.attributes if name not in known]:
             listed = ", ".join(f"'{self.path}{name}'" for name in unknown)
-            self.refuse(f"no such attribute is known: {listed}", ignorable=unknown[0])
+            self.refuse(f"no such attribute is known: {listed}", ignorable=unknown)
         return {name: ignored[name] for name in self.attributes if name in ignored and name not in self.taken}
 
-    def refuse(self, message: str, ignorable: str = "") -> NoReturn:
+    def refuse(self, message: str, ignorable: Sequence[str] = ()) -> NoReturn:
         """Raise `SpecError`, saying where, and how to go on regardless."""
-        advice = f" (ignore=['{self.root or self.path + ignorable}'] loads it all the same)" if ignorable else ""
+        outermost = [self.root] if self.root else list(ignorable)
+        advice = f" (ignore={outermost} loads it all the same)" if ignorable else ""
         raise SpecError(f"{self.where}: {message}{advice}")
 
     def _typed(self, names: tuple[str, ...], default: Any, fits: Callable[[Any], bool], what: str) -> Any:

@@ -193,7 +193,10 @@ def gguf_read(every: int, largest: int) -> Callable[[GgufSource], dict[str, Any]
 
 #: Attributes of both generations that nothing here computes.
 DEFAULTS = {"use_bidirectional_attention": False}
-IGNORED = {"cache_implementation": "which cache generation uses"}
+IGNORED = {
+    "cache_implementation": "which cache generation uses",
+    "sliding_window_size": "an older name, beside sliding_window, which is what counts",
+}
 
 family = Family(
     name="gemma2",

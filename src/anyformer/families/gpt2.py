@@ -138,6 +138,8 @@ family = Family(
         **SUMMARY,
         "n_ctx": "the size of a buffer in old versions; n_positions is the length",
         "reorder_and_upcast_attn": "in which type scores are computed; here always float32",
+        "n_special": "how many tokens fine-tuning added, in old versions; vocab_size counts them",
+        "predict_special_tokens": "whether fine-tuning was to predict those tokens, in old versions",
     },
     gguf=Gguf(
         "gpt2",

@@ -23,6 +23,9 @@ def read(config: Config) -> Transformer:
     dim, heads, head_dim = widths(config, ("hidden_size",), ("num_attention_heads",))
     context = config.size("max_position_embeddings", default=2048)
     bias = config.flag("attention_bias", default=True)
+    # Late versions 4 of transformers write base and share a second time, and read the first.
+    config.expect("rope_theta", config.number("rotary_emb_base", default=10000.0))
+    config.expect("partial_rotary_factor", config.number("rotary_pct", default=0.25))
     dropout = config.number("hidden_dropout", "hidden_dropout_prob", default=0.0)
     attention = Attention(
         heads=heads,

@@ -210,6 +210,7 @@ family = Family(
         "classifier_pooling": "of a classification head",
         "classifier_dropout": "of a classification head",
         "classifier_bias": "of a head, where there is one",
+        "layer_norm_eps": "a name that tools for BERT look for; norm_eps is what counts",
         "deterministic_flash_attn": "which kernel computes it",
         "reference_compile": "how the reference is run",
         "repad_logits_with_grad": "how the reference is run",

@@ -105,7 +105,13 @@ family = Family(
     write=write,
     tensors=tensors,
     prefix="model.",
-    defaults={"attention_bias": False},
+    defaults={
+        "attention_bias": False,
+        "mlp_bias": False,
+        "lm_head_bias": False,
+        "full_attn_mod": 1,
+        "interpolate_factor": 1,
+    },
     # Said outright in every file that is written: what transformers takes for granted lies beyond a small vocabulary.
     generation={"eos_token_id": None, "pad_token_id": None},
     ignored={"embd_pdrop": "no dropout of embeddings is ever computed from it"},

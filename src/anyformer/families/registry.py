@@ -65,10 +65,12 @@ def of(attributes: Mapping[str, Any], where: str = "config.json") -> Family:
             raise SpecError(f"{where}: {error}") from None
     names = attributes.get("architectures")
     architecture = str(names[0]) if isinstance(names, list) and names else None
+    if architecture is None:
+        known = ", ".join(_claimed("model_types"))
+        raise SpecError(f"{where}: it names no model_type and no architecture; add a model_type, one of {known}")
     families = _claimed("architectures")
     if architecture not in families:
-        said = "it names no model_type and no architecture" if architecture is None else f"unknown: {architecture!r}"
-        raise SpecError(f"{where}: {said}; known architectures are {', '.join(families)}")
+        raise SpecError(f"{where}: unknown: {architecture!r}; known architectures are {', '.join(families)}")
     return families[architecture]
 
 

@@ -88,6 +88,8 @@ def _read(section: Config, head_dim: int, contexts: Contexts, base: float, share
     else:
         share = section.number("partial_rotary_factor", default=share)
     kind = section.text("rope_type", "type", default="default")
+    # A note on the training, in the first files with YaRN.
+    section.taken.add("finetuned")
     if kind == "default":
         return Rotary(base=base, dim=_turned(head_dim, share))
     kind = OLD_NAMES.get(kind, kind)
