@@ -15,6 +15,7 @@ from gguf.quants import dequantize, quantize
 from gguf_odd import head_of, numbers, odd_gguf_spec, with_gguf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from odd import apply
 from torch import Tensor
 
 from anyformer import checkpoints, families, model
@@ -23,6 +24,7 @@ from anyformer.checkpoints.gguf_writing import expressed, write_gguf
 from anyformer.checkpoints.tensors import load, unload
 from anyformer.checkpoints.weights import Saved
 from anyformer.errors import AnyformerError, CheckpointError, SpecError
+from anyformer.families.deepseek_v3 import LATENT_NORM
 from anyformer.families.gguf import check, read
 from anyformer.families.gguf_facts import FACTS
 from anyformer.model.building import fill, unfilled
@@ -30,7 +32,7 @@ from anyformer.spec import EmbeddingHead, Transformer
 
 FAMILIES = with_gguf()
 #: What the package can quantise; one type after the other, tensor by tensor.
-QUANTISERS = ("Q8_0", "Q4_0", "F16", "Q4_1", "Q5_0", "BF16", "Q5_1")
+QUANTISERS = ("Q8_0", "Q4_0", "F16", "Q4_1", "Q5_0", "BF16", "Q5_1", "MXFP4")
 
 
 def write(path: Path, spec: Transformer, tensors: dict[str, Tensor], family: str, **more: Any) -> Path:
@@ -149,16 +151,21 @@ def test_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_llama_cpp_computes_the_same(name: str, seed: int, tmp_path: Path) -> None:
     """llama.cpp loads what is written here and computes the same logits (hidden states of an encoder). It computes
-    GELU from a table in half precision, T5's output without its scale, and no window in LLaMA and Phi-3 files."""
+    GELU from a table in half precision, T5's output without its scale, no window in LLaMA and Phi-3 files, YaRN's ramp
+    in whole channels only, where gpt-oss has it run between them, and the norms of latent rows by the epsilon of all
+    others."""
     spec = odd_gguf_spec(name, seed)
     if spec.encoder is not None and spec.decoder is not None:
         spec = spec.replace(decoder=spec.decoder.replace(depth=spec.encoder.depth))  # it loads no deeper one
+    if name == "deepseek_v3":
+        spec = Transformer.from_data(apply(spec.model_dump(), {"rms": {"eps": LATENT_NORM.eps}}))
     drawn = numbers(spec, seed)
     path = write(tmp_path / "x.gguf", spec, drawn, name)
     ids = some_ids(spec)
     if name in ("mistral", "mixtral", "phi3"):
         ids = ids[: min([12, *(mixer.window[0] or 12 for mixer in spec.output.attentions() if mixer.window)])]
-    found = run(filled(spec, drawn), ids)
+    rounded = Transformer.from_data(apply(spec.model_dump(), {"yarn": {"truncate": True}}))
+    found = run(filled(rounded, drawn), ids)
     match spec.shape:
         case "encoder":
             expected = llamacpp.hidden(path, ids)
@@ -201,11 +208,18 @@ REFUSED = [
     ("qwen3", {"attention_bias": True}, r"mixer\.bias"),
     ("qwen3", {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 16, "long_factor": [2.0] * 16,
                                 "factor": 2.0}}, "qwen3 files have no rotary scaling of the kind longrope"),
-    ("qwen3_moe", {"norm_topk_prob": False}, "normalize"),
+    ("qwen3_moe", {"norm_topk_prob": False}, "expert_weights_norm is false; only true is understood"),
     ("gemma2", {"final_logit_softcapping": None}, "soft_cap"),
     ("gemma3", {"query_pre_attn_scalar": 64}, "scale"),
     ("mpt", {"attn_config": {"softmax_scale": 0.5}}, "scale"),
     ("olmo2", {"tie_word_embeddings": True}, "tied"),
+    ("gpt_oss", {"tie_word_embeddings": True}, "tied"),
+    ("gpt_oss", {"swiglu_limit": 5.0}, "limit"),
+    ("gpt_oss", {"layer_types": ["full_attention"] * 2}, "attention.sliding_window is missing"),
+    ("gpt_oss", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "truncate": True}}, "truncate"),
+    ("deepseek_v3", {"rope_interleave": False}, "interleaved"),
+    ("deepseek_v3", {"attention_bias": True}, "no tensor for decoder.layers.0.attention.*bias"),
+    ("deepseek_v3", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn_log_multiplier is missing"),
     ("t5", {"relative_attention_max_distance": 64}, "max_distance"),
     ("bert", {"architectures": ["BertForMaskedLM"]}, "head"),
     ("bart", {}, "no GGUF architecture"),
@@ -288,13 +302,18 @@ CHANGED = [
     ("llama", {"block_count": 10**9}, "block_count is 1000000000, but there are only 20 tensors"),
     ("llama", {"block_count": "2"}, 'llama.block_count is "2"; it must be a whole number above 0'),
     ("llama", {"rope.scaling.type": "longrope"}, "rope.scaling.type is 'longrope', of which the file does not say"),
-    ("llama", {"rope.scaling.yarn_log_multiplier": 0.1}, "no such attribute is known"),
+    ("llama", {"rope.scaling.yarn_log_multiplier": 0.1}, r"yarn_log_multiplier is 0.1; only 0.0 is understood"),
     ("llama", {"expert_count": 4, "expert_used_count": 2}, "lacks blk.0.ffn_gate_inp.weight"),
     ("mpt", {"attention.clamp_kqv": 6.0}, "mpt.attention.clamp_kqv is 6.0; only 0.0 is understood"),
     ("mpt", {"attention.max_alibi_bias": 4.0}, "mpt.attention.max_alibi_bias is 4.0; only 8.0 is understood"),
     ("bloom", {"feed_forward_length": 99}, "bloom.feed_forward_length is 99; only 256 is understood"),
     ("qwen3_moe", {"expert_shared_count": 1}, "qwen3moe.expert_shared_count is 1; only 0 is understood"),
     ("qwen3_moe", {"expert_weights_scale": 2.5}, "qwen3moe.expert_weights_scale is 2.5; only 1.0 is understood"),
+    ("gpt_oss", {"attention.sliding_window": 0}, "gpt-oss.attention.sliding_window is 0; it must be"),
+    ("deepseek_v3", {"expert_gating_func": 1}, "deepseek2.expert_gating_func is 1; only 2 is understood"),
+    ("deepseek_v3", {"attention.head_count_kv": 4}, "deepseek2.attention.head_count_kv is 4; only 1 is understood"),
+    ("deepseek_v3", {"attention.key_length_mla": 8}, "must be more than the 8 channels that turn"),
+    ("deepseek_v3", {"rope.scaling.yarn_log_multiplier": 0.1}, "yarn_log_multiplier is 0.1; only 0.0 is understood"),
     ("gpt_neox", {"rope.dimension_count": 40}, "rotary positions turn 40 of head_dim=16 channels"),
 ]
 
@@ -321,6 +340,19 @@ def test_metadata_of_another_model(name: str, changed: dict[str, Any], message: 
     with pytest.raises(AnyformerError, match=message) as error:
         checkpoints.open(tmp_path / "y.gguf")
     assert str(tmp_path / "y.gguf") in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["expert_gating_func", "attention.key_length_mla", "attention.kv_lora_rank"])
+def test_silence_that_means_another_model(key: str) -> None:
+    """DeepSeek-V2's files have the architecture of V3's, and old ones keep whole keys; both are told by what they leave
+    unsaid, and refused."""
+    spec = families.named("deepseek_v3")("tiny")
+    metadata = dict(expressed(spec, "deepseek_v3")[1].metadata)
+    del metadata[f"deepseek2.{key}"]
+    with pytest.raises(SpecError, match=rf"x.gguf: deepseek2.{key} is (missing|1; only 2 is understood)"):
+        read(
+            metadata, dict.fromkeys(map(str, range(9)), ()) | {"token_embd.weight": (512, 64)}, {}.__getitem__, "x.gguf"
+        )
 
 
 #: What damage or another writer may put under a key.

@@ -19,6 +19,12 @@ from anyformer.spec import Transformer
 #: LongRoPE as files can say it: with the factor that follows from the two contexts, here 512 and 2. Every text is
 #: longer than the second, for llama.cpp takes the divisors of long texts wherever its context has room for one.
 LONGROPE = {"kind": "longrope", "factor": 256.0, "original_context": 2}
+#: What a file can say of latent attention: YaRN that leaves cos and sin as they are, and queries without latent rows.
+YARN = {"kind": "yarn", "factor": 4.0, "original_context": 16, "beta_fast": 4.0, "attention_factor": 1.0}
+LATENT = (
+    {"latent_attention": {"position": lambda attention: {**attention["position"], "scaling": YARN}, "mscale": 0.7}},
+    {"latent_attention": {"query_latent": None}},
+)
 
 
 def with_gguf() -> list[str]:
@@ -38,7 +44,7 @@ def odd_gguf_spec(name: str, seed: int) -> Transformer:
     family = families.named(name)
     chance = random.Random(seed)
     spec = family("tiny", architectures=[head_of(family)])
-    for change in changes(chance, seed):
+    for change in (*changes(chance, seed), *(LATENT if seed % 2 == 0 else ())):
         scaling = change.get("rotary", {}).get("scaling")
         if isinstance(scaling, dict) and scaling["kind"] == "longrope":
             change = {"rotary": {"scaling": {**scaling, **LONGROPE}}, "transformer": {"context": 512}}

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 #: The types that matrices are written in: torch's, ggml's name, and the number that `general.file_type` has for it.
 FLOATS = {torch.float32: ("F32", 0), torch.float16: ("F16", 1), torch.bfloat16: ("BF16", 32)}
 #: Matrices that llama.cpp wants in float32, as it does all vectors.
-_SMALL = ("position_embd.", "token_types.", ".ffn_gate_inp.", ".attn_rel_b.")
+_SMALL = ("position_embd.", "token_types.", ".ffn_gate_inp.", ".attn_rel_b.", "_exps.bias")
 
 
 def write_gguf(

@@ -24,8 +24,11 @@ from anyformer.families.decoder import (
     size,
     write_stack,
 )
-from anyformer.families.family import Family, branch, given
-from anyformer.families.names import Table, Tensor, Unused
+from anyformer.families.family import Family, Gguf, GgufSource, branch, given
+from anyformer.families.gguf_facts import SOFTMAX
+from anyformer.families.gguf_names import DECODER, EXPERTS
+from anyformer.families.gguf_names import tensors as gguf_tensors
+from anyformer.families.names import Heads, Table, Tensor, Transpose, Unused
 from anyformer.families.rotary import rotary, rotary_attributes
 from anyformer.spec import (
     FeedForward,
@@ -409,6 +412,45 @@ def tensors(spec: Transformer) -> Table:
     )
 
 
+def _gguf_read(source: GgufSource) -> dict[str, Any]:
+    config = source.metadata
+    head, turned = config.size("attention.key_length_mla"), config.size("rope.dimension_count")
+    if head <= turned:
+        config.refuse(f"{config.path}attention.key_length_mla must be more than the {turned} channels that turn")
+    yarn = config.text("rope.scaling.type", default="none") == "yarn"
+    if yarn and not config.number("rope.scaling.yarn_log_multiplier", default=0.0):
+        # The authors scale scores by it, llama.cpp by another number where a file is silent.
+        config.refuse(f"{config.path}rope.scaling.yarn_log_multiplier is missing, which YaRN needs there")
+    dense = config.integer("leading_dense_block_count", default=0)
+    return {"first_k_dense_replace": dense, "qk_nope_head_dim": head - turned, "qk_rope_head_dim": turned}
+
+
+def _gguf_write(spec: Transformer) -> dict[str, Any]:
+    """What silence would say otherwise there: that weights are as they are, and that queries have latent rows."""
+    said = write(spec)
+    return {"expert_weights_norm": said["norm_topk_prob"], "attention.q_lora_rank": said["q_lora_rank"] or 0}
+
+
+def _gguf_tensors(spec: Transformer) -> Table:
+    attention, _ = branch(spec.decoder, "attention", LatentAttention)
+    layer, ours, heads = "blk.*", "decoder.layers.*", Heads(attention.heads)
+    query = "attn_q" if attention.query_latent is None else "attn_q_b"
+    rows = (f"{ours}.attention.latent.weight", f"{ours}.attention.rotary_key.weight")
+    shared = ("gate", "up", "down")
+    return (
+        Tensor(f"{layer}.attn_q_a.weight", f"{ours}.attention.query_latent.weight"),
+        Tensor(f"{layer}.attn_q_a_norm.weight", f"{ours}.attention.query_norm.weight"),
+        Tensor(f"{layer}.{query}.weight", f"{ours}.attention.query.weight"),
+        Tensor(f"{layer}.attn_kv_a_mqa.weight", rows),
+        Tensor(f"{layer}.attn_kv_a_norm.weight", f"{ours}.attention.latent_norm.weight"),
+        Tensor(f"{layer}.attn_k_b.weight", f"{ours}.attention.key.weight", (Transpose(), heads)),
+        Tensor(f"{layer}.attn_v_b.weight", f"{ours}.attention.value.weight", (heads,)),
+        Tensor(f"{layer}.exp_probs_b.bias", f"{ours}.experts.correction"),
+        *(Tensor(f"{layer}.ffn_{name}_shexp.weight", f"{ours}.experts.shared.{name}.weight") for name in shared),
+        *gguf_tensors(EXPERTS)(spec),
+    )
+
+
 def _size(dim: int, layers: int, heads: int, hidden: int, vocabulary: int, context: int, **more: Any) -> dict[str, Any]:
     return size(dim, layers, heads, heads, hidden, vocabulary, context, **more)
 
@@ -475,4 +517,31 @@ family = Family(
         "aux_loss_alpha": "a loss of the authors' own training, which the published model does not have",
         "seq_aux": "a loss of the authors' own training, which the published model does not have",
     },
+    gguf=Gguf(
+        "deepseek2",
+        keys={
+            **{name: key for name, key in DECODER.items() if name not in ("num_key_value_heads", "head_dim")},
+            "kv_lora_rank": "attention.kv_lora_rank",
+            "q_lora_rank": "attention.q_lora_rank",
+            "v_head_dim": "attention.value_length_mla",
+            "moe_intermediate_size": "expert_feed_forward_length",
+            "n_routed_experts": "expert_count",
+            "n_shared_experts": "expert_shared_count",
+            "num_experts_per_tok": "expert_used_count",
+            "n_group": "expert_group_count",
+            "topk_group": "expert_group_used_count",
+            "norm_topk_prob": "expert_weights_norm",
+            "routed_scaling_factor": "expert_weights_scale",
+        },
+        tensors=_gguf_tensors,
+        read=_gguf_read,
+        write=_gguf_write,
+        # DeepSeek-V2's files have the same architecture, and are silent where its routing differs.
+        assumed={
+            "expert_gating_func": SOFTMAX,
+            "expert_weights_norm": False,
+            **dict.fromkeys(("expert_group_count", "expert_group_used_count"), 1),
+        },
+        ignored={"feed_forward_length": "the width of layers without experts, of which there may be none"},
+    ),
 )

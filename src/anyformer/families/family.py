@@ -48,7 +48,7 @@ class Gguf:
     - `present`: attributes that are true where a file has the tensor; `fixed`: attributes that no file says.
     - `read` and `write`: attributes that are more than one key's value, and keys that no part of a spec tells alone.
     - `assumed`: what a key means where a file is silent; `ignored`: keys that change nothing, with the reason.
-    - `scalings`: the kinds of rotary scaling that its files can say.
+    - `scalings`: the kinds of rotary scaling that its files can say; `yarn`: what its YaRN has and no file says.
     - `requires`: a file whose metadata hold every one of these keys prefers this family to one that requires less.
     - `encoder`: the architecture of files that hold the encoder of an encoder-decoder alone.
     """
@@ -63,6 +63,7 @@ class Gguf:
     assumed: Mapping[str, Any] = field(default_factory=dict)
     ignored: Mapping[str, str] = field(default_factory=dict)
     scalings: tuple[str, ...] = ("linear", "yarn")
+    yarn: Mapping[str, Any] = field(default_factory=dict)
     requires: tuple[str, ...] = ()
     encoder: str = ""
 

@@ -73,7 +73,7 @@ def read(
     spec = family.parse({**attributes, "architectures": names[:1]}, where=where)[0]
     if pooled:
         spec = spec.replace(head=EmbeddingHead().replace(pooling=pooling[pooled]))
-    for name in keys.keys() & FACTS.keys() - gguf.ignored.keys():
+    for name in config.attributes.keys() & FACTS.keys() - gguf.ignored.keys():
         told = FACTS[name].of(spec)
         if told is not None and not _same(FACTS[name].read(config, name), told):
             config.expect(name, told)
@@ -140,7 +140,11 @@ def _read_scaling(gguf: Gguf, source: GgufSource) -> dict[str, Any] | None:
         found = {"factor": factor, **contexts}
         found["beta_fast"] = config.number("rope.scaling.yarn_beta_fast", default=32.0)
         found["beta_slow"] = config.number("rope.scaling.yarn_beta_slow", default=1.0)
-        if attention_factor != 1.0:
+        found |= gguf.yarn
+        if multiplier := config.number("rope.scaling.yarn_log_multiplier", default=0.0):
+            config.expect("rope.scaling.attn_factor", 1.0)
+            found |= dict.fromkeys(("mscale", "mscale_all_dim"), multiplier / 0.1)
+        elif attention_factor != 1.0:
             found["attention_factor"] = attention_factor * yarn_factor(factor)
     elif kind == "linear":
         found = {"factor": factor}

@@ -16,9 +16,9 @@ from anyformer.spec import (
     Llama3Scaling,
     LongRopeScaling,
     Mixer,
-    MixtureOfExperts,
     Norm,
     Rotary,
+    RoutedExperts,
     Stack,
     Transformer,
     YarnScaling,
@@ -28,6 +28,9 @@ M = TypeVar("M", bound=Mixer)
 
 #: How embeddings are pooled, by the numbers that `pooling_type` has for it.
 POOLING = {"mean": 1, "first": 2, "last": 3}
+
+#: What makes shares of the router's scores, by the numbers that `expert_gating_func` has for it.
+SOFTMAX, SIGMOID = 1, 2
 
 
 class Fact(NamedTuple):
@@ -45,12 +48,43 @@ def mixer_of(stack: Stack, kind: type[M], fits: Callable[[M], bool] = lambda mix
     return next((mixer for mixer in found if fits(mixer)), found[0] if found else None)
 
 
-def _attention(field: str) -> Callable[[Transformer], Any]:
-    return lambda spec: getattr(mixer_of(spec.output, Attention), field, None)
+def _attention(field: str, latent: Callable[[Any], Any] | None = None) -> Callable[[Transformer], Any]:
+    """A field of attention, or what is told instead of attention over latent rows."""
+
+    def of(spec: Transformer) -> Any:
+        attention = attention_of(spec)
+        return latent(attention) if latent and hasattr(attention, "latent") else getattr(attention, field, None)
+
+    return of
+
+
+def _causal(spec: Transformer) -> bool:
+    return _attention("visibility", lambda rows: "causal")(spec) == "causal"
+
+
+def _latent(told: Callable[[Any], Any]) -> Callable[[Transformer], Any]:
+    """What is told of attention over latent rows alone."""
+    return _attention("", told)
 
 
 def _experts(field: str, otherwise: Any) -> Callable[[Transformer], Any]:
-    return lambda spec: getattr(mixer_of(spec.output, MixtureOfExperts), field, otherwise)
+    return lambda spec: getattr(mixer_of(spec.output, RoutedExperts), field, otherwise)
+
+
+def _gating(spec: Transformer) -> int:
+    """Shares are a softmax over experts, but for those in groups."""
+    return SIGMOID if _experts("groups", None)(spec) else SOFTMAX
+
+
+def _shared_experts(spec: Transformer) -> int:
+    experts = mixer_of(spec.output, RoutedExperts)
+    return (experts.shared_hidden or 0) // experts.hidden if experts is not None else 0
+
+
+def _leading_dense(spec: Transformer) -> int:
+    """How many layers stand before the first one with experts, if there are any such."""
+    routed = [any(isinstance(part.mixer, RoutedExperts) for part in block.branches) for block in spec.output.layers()]
+    return routed.index(True) if any(routed) else 0
 
 
 def _norm_eps(kind: str) -> Callable[[Transformer], Any]:
@@ -61,9 +95,15 @@ def _norm_eps(kind: str) -> Callable[[Transformer], Any]:
     return eps
 
 
+def attention_of(spec: Transformer, windowed: bool = False) -> Any:
+    """The first attention, over keys or over latent rows; one with a window, or without, if there is any."""
+    found = [part.mixer for block in spec.output.pattern for part in block.branches if part.mixer.role == "attention"]
+    fitting = (mixer for mixer in found if (getattr(mixer, "window", None) is not None) is windowed)
+    return next(fitting, found[0] if found else None)
+
+
 def position_of(spec: Transformer, windowed: bool = False) -> Any:
-    attention = mixer_of(spec.output, Attention, lambda mixer: (mixer.window is not None) is windowed)
-    return attention.position if attention is not None else None
+    return getattr(attention_of(spec, windowed), "position", None)
 
 
 def _position(field: str, windowed: bool = False) -> Callable[[Transformer], Any]:
@@ -71,8 +111,8 @@ def _position(field: str, windowed: bool = False) -> Callable[[Transformer], Any
 
 
 def turned_channels(spec: Transformer) -> int | None:
-    position, attention = position_of(spec), mixer_of(spec.output, Attention)
-    return position.dim or attention.head_dim if isinstance(position, Rotary) and attention is not None else None
+    position, width = position_of(spec), _attention("head_dim", lambda rows: rows.rotary_dim)
+    return position.dim or width(spec) if isinstance(position, Rotary) else None
 
 
 def _scaling(field: str) -> Callable[[Transformer], Any]:
@@ -93,11 +133,17 @@ def _attention_factor(spec: Transformer) -> float | None:
     """What multiplies cos and sin: for YaRN beyond the paper's own factor, which its readers compute."""
     scaling = _scaling("kind")(spec) and getattr(position_of(spec), "scaling", None)
     if isinstance(scaling, YarnScaling):
-        return 1.0 if scaling.attention_factor is None else scaling.attention_factor / yarn_factor(scaling.factor)
+        usual = 1.0 if _log_multiplier(spec) else yarn_factor(scaling.factor)
+        return 1.0 if scaling.attention_factor is None else scaling.attention_factor / usual
     if isinstance(scaling, LongRopeScaling):
         given = scaling.attention_factor
         return longrope_factor(scaling.factor, scaling.original_context) if given is None else given
     return None
+
+
+def _log_multiplier(spec: Transformer) -> float:
+    """What multiplies ln(factor) in YaRN's scale of scores; with it, its readers leave cos and sin as they are."""
+    return 0.1 * getattr(attention_of(spec), "mscale", 0.0)
 
 
 def yarn_factor(factor: float) -> float:
@@ -110,8 +156,7 @@ def longrope_factor(factor: float, original: int) -> float:
 
 def _window(spec: Transformer) -> int:
     """The number of keys that a query sees, itself included; where it looks both ways, without itself."""
-    attention = mixer_of(spec.output, Attention, lambda mixer: mixer.window is not None)
-    left, right = (attention.window if attention is not None else None) or (None, None)
+    left, right = getattr(attention_of(spec, windowed=True), "window", None) or (None, None)
     return (left or 0) if right is None else 2 * (right - 1)
 
 
@@ -126,7 +171,7 @@ def _attentions(block: Any) -> list[Attention]:
 
 
 def _hidden(spec: Transformer) -> int | None:
-    mixer = mixer_of(spec.output, FeedForward) or mixer_of(spec.output, MixtureOfExperts)
+    mixer = mixer_of(spec.output, FeedForward) or mixer_of(spec.output, RoutedExperts)
     return mixer.hidden if mixer is not None else None
 
 
@@ -164,19 +209,34 @@ FACTS: dict[str, Fact] = {
     "expert_count": Fact(Config.integer, _experts("experts", 0), 0),
     "expert_used_count": Fact(Config.integer, _experts("top_k", 0), 0),
     "expert_feed_forward_length": Fact(Config.size, _experts("hidden", None)),
-    "expert_shared_count": Fact(Config.integer, lambda spec: 0, 0),
+    "expert_shared_count": Fact(Config.integer, _shared_experts, 0),
+    "expert_group_count": Fact(Config.integer, _experts("groups", 0), 0),
+    "expert_group_used_count": Fact(Config.integer, _experts("top_groups", 0), 0),
+    "expert_gating_func": Fact(
+        Config.integer, lambda spec: SIGMOID if _experts("groups", 0)(spec) else SOFTMAX, SOFTMAX
+    ),
+    "expert_weights_norm": Fact(Config.flag, _experts("normalize", True), True),
+    "expert_weights_scale": Fact(Config.number, _experts("factor", 1.0), 1.0),
+    "leading_dense_block_count": Fact(Config.integer, _leading_dense, 0),
     "attention.head_count": Fact(Config.size, _attention("heads")),
-    "attention.head_count_kv": Fact(Config.size, _attention("kv_heads")),
-    "attention.key_length": Fact(Config.size, _attention("head_dim")),
-    "attention.value_length": Fact(Config.size, _attention("head_dim")),
+    # Attention over latent rows is told as what it comes to: one key for all heads, a whole row.
+    "attention.head_count_kv": Fact(Config.size, _attention("kv_heads", lambda rows: 1)),
+    "attention.key_length": Fact(Config.size, _attention("head_dim", lambda rows: rows.latent + rows.rotary_dim)),
+    "attention.value_length": Fact(Config.size, _attention("head_dim", lambda rows: rows.latent)),
+    "attention.key_length_mla": Fact(Config.size, _latent(lambda rows: rows.key_dim + rows.rotary_dim)),
+    "attention.value_length_mla": Fact(Config.size, _latent(lambda rows: rows.value_dim)),
+    "attention.kv_lora_rank": Fact(Config.size, _latent(lambda rows: rows.latent)),
+    "attention.q_lora_rank": Fact(Config.integer, _latent(lambda rows: rows.query_latent or 0), 0),
     "attention.layer_norm_epsilon": Fact(Config.number, _norm_eps("layer")),
     "attention.layer_norm_rms_epsilon": Fact(Config.number, _norm_eps("rms")),
-    "attention.causal": Fact(Config.flag, lambda spec: _attention("visibility")(spec) == "causal", True),
+    "attention.causal": Fact(
+        Config.flag, lambda spec: _attention("visibility", lambda rows: "causal")(spec) == "causal", True
+    ),
     "attention.sliding_window": Fact(Config.integer, _window, 0),
     "attention.sliding_window_pattern": Fact(_stated, _windowed),
     "attention.max_alibi_bias": Fact(Config.number, _position("max_bias"), 0.0),
     "attention.relative_buckets_count": Fact(Config.size, lambda spec: getattr(spec.output.relative, "buckets", None)),
-    "attn_logit_softcapping": Fact(Config.number, lambda spec: _soft_cap(mixer_of(spec.output, Attention)), 0.0),
+    "attn_logit_softcapping": Fact(Config.number, lambda spec: _soft_cap(attention_of(spec)), 0.0),
     "final_logit_softcapping": Fact(Config.number, lambda spec: _soft_cap(spec.head), 0.0),
     "rope.dimension_count": Fact(Config.size, turned_channels),
     "rope.freq_base": Fact(Config.number, _position("base")),
@@ -187,15 +247,13 @@ FACTS: dict[str, Fact] = {
     "rope.scaling.attn_factor": Fact(Config.number, _attention_factor, 1.0),
     "rope.scaling.yarn_beta_fast": Fact(Config.number, _scaling("beta_fast"), 32.0),
     "rope.scaling.yarn_beta_slow": Fact(Config.number, _scaling("beta_slow"), 1.0),
+    "rope.scaling.yarn_log_multiplier": Fact(Config.number, _log_multiplier, 0.0),
     "pooling_type": Fact(Config.integer, lambda spec: POOLING.get(getattr(spec.head, "pooling", ""), 0), 0),
 }
 
 #: Keys that mean nothing at this value, and another model at any other.
 DEFAULTS: dict[str, Any] = {
     "attention.clamp_kqv": 0.0,
-    "expert_gating_func": 1,
-    "expert_weights_norm": True,
-    "expert_weights_scale": 1.0,
     "rope.scaling.yarn_ext_factor": 1.0,
     "rope.scaling.yarn_attn_factor": 1.0,
 }

@@ -18,7 +18,9 @@ from anyformer.families.decoder import (
     write_biases,
     write_decoder,
 )
-from anyformer.families.family import Family, branch, given
+from anyformer.families.family import Family, Gguf, GgufSource, branch, given
+from anyformer.families.gguf_names import DECODER, EXPERTS, WINDOW, layer_types
+from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.layer_types import GLOBAL, LOCAL, attentions, pattern, read_kinds, write_kinds
 from anyformer.families.names import Table, Tensor, Transpose
 from anyformer.spec import RoutedExperts, Stack, Transformer, register_mixer
@@ -129,6 +131,20 @@ def tensors(spec: Transformer) -> Table:
     )
 
 
+def _gguf_read(source: GgufSource) -> dict[str, Any]:
+    """The kinds of layers; llama.cpp loads none of these models without a window."""
+    source.metadata.size("attention.sliding_window")
+    return layer_types(2)(source)
+
+
+_GGUF_NAMES = {
+    "blk.*.attn_sinks.weight": "layers.*.attention.sinks",
+    "blk.*.post_attention_norm.weight": "layers.*.experts_norm.weight",
+    "blk.*.ffn_gate_inp.bias": "layers.*.experts.router.bias",
+    **{f"blk.*.ffn_{name}_exps.bias": f"layers.*.experts.{name}_bias" for name in ("gate", "up", "down")},
+}
+
+
 def _published(layers: int, experts: int) -> dict[str, Any]:
     shape = size(2880, layers, 64, 8, 2880, 201088, 131072, head_dim=64, rms_norm_eps=1e-5, rope_theta=150000.0)
     return {**shape, "rope_scaling": _YARN, "num_local_experts": experts, "router_aux_loss_coef": 0.9}
@@ -163,4 +179,19 @@ family = Family(
         "initial_context_length": "the context before scaling, which rope_scaling says",
         "sliding_window": "of use only to layers with a window",
     },
+    gguf=Gguf(
+        "gpt-oss",
+        keys={
+            **DECODER,
+            **WINDOW,
+            "intermediate_size": "expert_feed_forward_length",
+            "num_local_experts": "expert_count",
+            "num_experts_per_tok": "expert_used_count",
+        },
+        tensors=gguf_tensors(_GGUF_NAMES, EXPERTS),
+        # Silence means no rotary scaling there, and YaRN in a config.json.
+        fixed={"attention_bias": True, "tie_word_embeddings": False, "rope_scaling": {"rope_type": "default"}},
+        read=_gguf_read,
+        yarn={"truncate": False},
+    ),
 )

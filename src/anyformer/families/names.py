@@ -48,6 +48,19 @@ class PairedRows:
 
 
 @dataclass(frozen=True)
+class Heads:
+    """The file keeps the rows of each head apart."""
+
+    heads: int
+
+    def to_ours(self, tensor: Any) -> Any:
+        return tensor.flatten(0, 1)
+
+    def to_saved(self, tensor: Any) -> Any:
+        return tensor.unflatten(0, (self.heads, -1))
+
+
+@dataclass(frozen=True)
 class Row:
     """The file keeps a vector as a matrix of one row."""
 
