@@ -159,7 +159,7 @@ def test_unknown_architectures_list_the_known() -> None:
 
 def test_what_does_not_fit_together() -> None:
     """A config that describes no Transformer names the part and its field."""
-    with pytest.raises(SpecError, match=r"llama:tiny: Attention is wrong at 'Attention': kv_heads=3 does not divide"):
+    with pytest.raises(SpecError, match=r"llama:tiny: Attention is wrong: kv_heads=3 does not divide"):
         families.llama("tiny", num_key_value_heads=3)
     with pytest.raises(
         SpecError, match="roberta:tiny: max_position_embeddings is 2; the first 2 rows belong to padding"
@@ -214,3 +214,10 @@ def test_t5_feed_forward(attributes: dict[str, Any], activation: str, gated: boo
     from anyformer.families.config import ACTIVATIONS
 
     assert (ACTIVATIONS[config.dense_act_fn], config.is_gated_act) == (activation, gated)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_token_types_cannot_be_left_out(name: str) -> None:
+    """The reference fails without token types, so that a model that has none, as DistilBERT's, is not saved as one."""
+    with pytest.raises(SpecError, match="it needs token types"):
+        families.named(name).express(families.named(name)("tiny", type_vocab_size=0))

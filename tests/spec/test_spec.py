@@ -399,7 +399,7 @@ def test_text_that_is_no_json_is_said_to_be_none(text: str) -> None:
 @pytest.mark.parametrize("text", ["[]", "3", "null", '"spec"'])
 def test_json_that_is_no_object_is_refused(text: str) -> None:
     """A list is no Transformer."""
-    with pytest.raises(SpecError, match="Transformer is wrong at 'Transformer': input should be"):
+    with pytest.raises(SpecError, match="Transformer is wrong: input should be"):
         spec.Transformer.from_json(text)
 
 

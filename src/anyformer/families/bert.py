@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from anyformer.errors import SpecError
 from anyformer.families.config import Config, activation_name
 from anyformer.families.family import Family, Gguf, GgufSource, branch, given
 from anyformer.families.gguf_names import SHAPE
@@ -102,6 +103,9 @@ def write_encoder(spec: Transformer) -> dict[str, Any]:
     stack = given(spec.encoder, Stack, "an encoder")
     attention, norm = branch(stack, "attention", Attention)
     feed_forward, _ = branch(stack, "feed_forward", FeedForward)
+    # The reference looks them up whatever the config says, and fails where there are none.
+    if not stack.embeddings.segments:
+        raise SpecError("it needs token types")
     attributes = {
         "vocab_size": stack.embeddings.vocabulary,
         "hidden_size": stack.dim,
@@ -224,7 +228,7 @@ family = Family(
                 "pooler_size_per_head",
                 "pooler_type",
             ),
-            "of a pooler that no published model has",
+            "of a pooler that the reference does not have",
         ),
     },
     gguf=Gguf(

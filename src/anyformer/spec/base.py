@@ -50,8 +50,9 @@ class Part(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 def explain(error: ValidationError, what: str) -> str:
     """The first complaint of a pydantic error as one sentence with its path."""
     first = error.errors(include_url=False)[0]
-    path = ".".join(str(step) for step in first["loc"]) or what
+    path = ".".join(str(step) for step in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"{what} has no key '{path}'; remove it or correct its spelling"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{what} is wrong at '{path}': {message[0].lower()}{message[1:]}"
+    where = f" at '{path}'" if path else ""
+    return f"{what} is wrong{where}: {message[0].lower()}{message[1:]}"
