@@ -326,7 +326,7 @@ class Transformer(nn.Module):
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
-            raise InputError("this model has no tokenizer; hand it ids instead of text, or set model.tokenizer")
+            raise InputError("this model has no tokenizer; set model.tokenizer, or hand generate a tensor of ids")
         return self.tokenizer
 
     def save(self, directory: str | os.PathLike[str]) -> None:
