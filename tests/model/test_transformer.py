@@ -377,7 +377,7 @@ def test_input_that_does_not_fit_is_refused_in_a_sentence() -> None:
         encoder(ids, source=ids)
     with pytest.raises(InputError, match="an encoder-decoder needs source="):
         both(ids)
-    with pytest.raises(InputError, match="this model has no tokenizer; set model.tokenizer, or hand generate a tensor"):
+    with pytest.raises(InputError, match=r"this model has no tokenizer; set .*, or hand generate a tensor"):
         decoder.generate(["text"])
     with pytest.raises(InputError, match="takes a list of texts"):
         decoder.generate("text")
