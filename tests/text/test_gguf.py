@@ -80,6 +80,27 @@ def test_sentencepiece_bpe_is_sentencepieces(space_first: bool, hard_texts: list
         assert piecewise(ours, ids) == each
 
 
+def test_what_fills_a_padded_vocabulary_is_never_encoded(hard_texts: list[str]) -> None:
+    """Kind `llama`: pieces marked as unused that no merge gives, as converters write them after the vocabulary, have
+    their ids and change no text's; one that texts could become is refused."""
+    _, keys = sentencepiece_model(model_type="bpe", vocab_size=600, byte_fallback=True)
+    plain = text.from_gguf(metadata("llama", **keys))
+    size = len(keys["tokens"])
+
+    def padded(*tokens: str) -> Tokenizer:
+        more = {"tokens": [*tokens], "scores": [-10000.0] * len(tokens), "token_type": [5] * len(tokens)}
+        return text.from_gguf(metadata("llama", **{**keys, **{key: keys[key] + more[key] for key in more}}))
+
+    filled = padded(*(f"[PAD{id}]" for id in range(size, size + 7)))
+    assert filled.vocabulary_size == size + 7
+    assert filled.decode([size + 3]) == f"[PAD{size + 3}]"
+    texts = [*hard_texts, f"a [PAD{size}] [PAD{size + 3}]b"]
+    assert filled.encode_batch(texts) == plain.encode_batch(texts)
+    twice = 2 * keys["tokens"][-1]
+    with pytest.raises(TextError, match=f"the piece '{twice}' is marked as unused"):
+        padded("[PAD600]", twice)
+
+
 def test_sentencepiece_unigram_is_sentencepieces(hard_texts: list[str]) -> None:
     """Kind `t5`: the same best path, the same normalisation, the end token after it."""
     theirs, keys = sentencepiece_model(model_type="unigram", vocab_size=400, pad_id=0, unk_id=2, eos_id=1, bos_id=-1)

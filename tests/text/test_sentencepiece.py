@@ -266,7 +266,8 @@ def with_piece(**piece: Any) -> bytes:
         (lambda: changed(treat_whitespace_as_suffix=True), r"writes spaces after words"),
         (lambda: changed(model_type=1, unk_id=-1), r"the unigram vocabulary has no unknown token"),
         (lambda: with_piece(piece="▁the", score=0), r"pieces are the same"),
-        (lambda: with_piece(piece="unused", type=5), r"pieces marked as unused"),
+        (lambda: with_piece(piece="▁thee", type=5), r"the piece '▁thee' is marked as unused"),
+        (lambda: with_piece(piece="ỻ", type=5), r"the piece 'ỻ' is marked as unused"),
     ],
 )
 def test_what_cannot_be_read_is_told(model: Any, message: str, tmp_path: Path) -> None:

@@ -112,9 +112,7 @@ def _tokens(described: Mapping[str, Any], size: int) -> tuple[list[str], list[in
         found[unknown] = (found[unknown][0], _UNKNOWN)
     if max(found, default=-1) >= size:
         _refuse(f"it has the id {max(found)}, and the model's embedding table {size} rows")
-    # A BPE of characters has no pieces marked as unused; no merge gives these either.
-    filling = _NORMAL if model.get("byte_fallback") and model["type"] == "BPE" else _UNUSED
-    filled = [found.get(id, (f"[PAD{id}]", filling)) for id in range(size)]
+    filled = [found.get(id, (f"[PAD{id}]", _UNUSED)) for id in range(size)]
     return [token for token, _ in filled], [type for _, type in filled]
 
 
@@ -161,7 +159,7 @@ def _llama(described: Mapping[str, Any], tokenizer: Tokenizer, tokens: list[str]
 
 def _never(type: int, merges: int) -> float:
     """The score of a token that no merge gives: below those of all that do, for a token out of a text."""
-    return -float(merges) if type == _NORMAL else 0.0
+    return -float(merges) if type in (_NORMAL, _UNUSED) else 0.0
 
 
 def _space_first(tokenizer: Tokenizer) -> bool:

@@ -207,8 +207,10 @@ def _unigram(pieces: Pieces, ids: dict[str, int]) -> models.Model:
 
 def _bpe(pieces: Pieces, ids: dict[str, int], merges: list[tuple[str, str]] | None) -> models.Model:
     if merges is None:
-        if UNUSED in pieces.types:
-            raise TextError("the vocabulary has pieces marked as unused, which BPE here cannot leave out")
+        # Such as fill a padded vocabulary up: no merge gives them, and nothing merges by way of them.
+        unused = pieces.of_type(UNUSED)
+        if merged := [token for token in unused if len(token) == 1 or merges_of([token], ids)]:
+            raise TextError(f"the piece {merged[0]!r} is marked as unused, and BPE here cannot leave it out of a text")
         score = dict(zip(pieces.tokens, pieces.scores, strict=True))
         merges = merges_of(sorted(pieces.of_type(NORMAL), key=lambda token: -score[token]), ids)
     unknown = pieces.roles.get("unk_token")
