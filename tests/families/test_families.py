@@ -49,6 +49,7 @@ PUBLISHED = {
     "t5:flan-large": 783_150_080,
     "t5:flan-xl": 2_849_757_184,
     "t5:flan-xxl": 11_135_332_352,
+    "modernbert:base": 149_655_232,
 }
 
 

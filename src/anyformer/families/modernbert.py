@@ -194,7 +194,7 @@ family = Family(
     title="ModernBERT",
     paper="https://arxiv.org/abs/2412.13663",
     model_types=("modernbert",),
-    architectures={"ModernBertModel": "embedding", "ModernBertForMaskedLM": "masked_language_model"},
+    architectures={"ModernBertForMaskedLM": "masked_language_model", "ModernBertModel": "embedding"},
     presets={
         "tiny": _size(64, 4, 4, 128, vocab_size=1024, max_position_embeddings=512, local_attention=32),
         "base": _size(768, 22, 12, 1152),
