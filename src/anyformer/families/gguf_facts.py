@@ -42,10 +42,10 @@ class Fact(NamedTuple):
     absent: Any = None
 
 
-def mixer_of(stack: Stack, kind: type[M], fits: Callable[[M], bool] = lambda mixer: True) -> M | None:
-    """The first mixer of that kind, one that fits if there is any."""
-    found = [part.mixer for block in stack.pattern for part in block.branches if isinstance(part.mixer, kind)]
-    return next((mixer for mixer in found if fits(mixer)), found[0] if found else None)
+def mixer_of(stack: Stack, kind: type[M]) -> M | None:
+    """The first mixer of that kind."""
+    found = (part.mixer for block in stack.pattern for part in block.branches if isinstance(part.mixer, kind))
+    return next(found, None)
 
 
 def _attention(field: str, latent: Callable[[Any], Any] | None = None) -> Callable[[Transformer], Any]:
