@@ -140,7 +140,7 @@ def test_llama3_scaling_of_a_gguf_file(tmp_path: Path, factor: float) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("llama.mystery", 3, r"no such attribute is known: 'llama.mystery' \(ignore=\['llama.mystery'\]"),
+        ("llama.mystery", 3, r"no such attribute is known: 'llama.mystery' \(af.load\(..., ignore=\['llama.mystery'\]"),
         ("llama.expert_count", 8, "llama.expert_count is 8; only 0 is understood"),
         ("llama.rope.scaling.type", "dynamic", "llama.rope.scaling.type is 'dynamic', of which"),
         ("llama.attention.value_length", 16, "llama.attention.value_length is 16; only 32 is understood"),

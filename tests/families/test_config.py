@@ -90,7 +90,7 @@ def test_objects_inside_are_accounted_for_too() -> None:
     reader = config(outer={"inner": {"known": 1, "odd": 2}})
     reader.section("outer").section("inner").size("known")
     assert reader.section("outer").section("inner").size("known") == 1
-    with pytest.raises(SpecError, match=r"'outer.inner.odd' \(ignore=\['outer'\]"):
+    with pytest.raises(SpecError, match=r"'outer.inner.odd' \(af.load\(..., ignore=\['outer'\]"):
         reader.finish({}, {})
 
 

@@ -284,7 +284,7 @@ def test_what_cannot_be_continued_is_said() -> None:
         model.generate(ids, valid=torch.tensor([[True, True], [False, False]]))
     with pytest.raises(InputError, match=r"valid is \[1, 2\], but the prompt is \[2, 2\]"):
         model.generate(ids, valid=torch.ones(1, 2, dtype=torch.bool))
-    with pytest.raises(InputError, match="names no decoder_start_token_id; give start="):
+    with pytest.raises(InputError, match="no token is known that the decoder starts with; give start="):
         odd(0, "encoder-decoder").generate(ids)
     with pytest.raises(InputError, match="an encoder reads and does not write"):
         odd(0, "encoder").generate(ids)

@@ -11,7 +11,7 @@ from odd_specs import odd_model, odd_stack
 from torch import nn
 
 from anyformer import planning, spec
-from anyformer.errors import CheckpointError
+from anyformer.errors import CheckpointError, SpecError
 from anyformer.model import Transformer, build
 from anyformer.model.building import fill, initialize, unfilled
 from anyformer.planning.shapes import shapes
@@ -231,3 +231,9 @@ def test_filling_names_what_is_missing() -> None:
     del tensors["decoder.layers.1.attention.query.weight"]
     with pytest.raises(CheckpointError, match=r"no tensor for 'decoder\.layers\.1\.attention\.query\.weight'"):
         fill(again, tensors)
+
+
+def test_what_is_no_spec_is_not_built() -> None:
+    """A name is for `load`; the sentence says so."""
+    with pytest.raises(SpecError, match=r"build takes a spec.*not 'llama:tiny'; load takes names"):
+        build("llama:tiny")  # type: ignore[arg-type]

@@ -381,6 +381,8 @@ def test_input_that_does_not_fit_is_refused_in_a_sentence() -> None:
         decoder.generate(["text"])
     with pytest.raises(InputError, match="takes a list of texts"):
         decoder.generate("text")
+    with pytest.raises(InputError, match=r"or a tensor of ids \[B, T\]; make one"):
+        decoder.generate([[1, 2]])
     with pytest.raises(InputError, match="takes a list of texts"):
         encoder.embed("text")
     for targets in (ids[:, :3], ids[0], ids[0, 0]):

@@ -187,7 +187,9 @@ class _Header:
 
     def _start(self) -> None:
         if self.data[:4] != b"GGUF":
-            self._fail(f"is not a GGUF file: it starts with {self.data[:4]!r}, not b'GGUF'")
+            self._fail(
+                f"is not a GGUF file: it starts with {self.data[:4]!r}, not b'GGUF'; get it again, or give another"
+            )
         self.at = 4
         version = self._u32("the version")
         if version in (2, 3):
@@ -216,7 +218,9 @@ class _Header:
         """A count of things of at least `smallest` bytes each, refused when the rest of the file cannot hold them."""
         count, left = self._u64(f"the number of {what}"), self.size - self.at
         if count * smallest > left:
-            self._fail(f"is cut short or damaged: it announces {count} {what}, but only {left} bytes follow")
+            self._fail(
+                f"is cut short or damaged: it announces {count} {what}, but only {left} bytes follow; get it again"
+            )
         return count
 
     def _string(self, what: str) -> str:

@@ -114,7 +114,8 @@ def _blank(family: Family, spec: Transformer, written: gguf.Written) -> dict[str
     assert family.gguf is not None
     ours, table = shapes(spec), family.gguf.tensors(spec)
     if homeless := ours.keys() - {name for line in fill(table, ours) for name in line.ours}:
-        raise SpecError(f"{family.gguf.architecture} files have no tensor for {min(homeless)}")
+        advice = "; they hold an encoder alone, so give one with an embedding head" if spec.decoder is None else ""
+        raise SpecError(f"{family.gguf.architecture} files have no tensor for {min(homeless)}{advice}")
     saved, _ = unload({name: torch.empty(shape, device="meta") for name, shape in ours.items()}, spec, table)
     small = {name: torch.empty(len(values), device="meta") for name, values in written.tensors.items()}
     return {**saved, **small}

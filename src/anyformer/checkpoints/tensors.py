@@ -206,7 +206,8 @@ def _reason(source: Source, name: str, table: Table, prefix: str, spec: Transfor
     if base and not name.startswith(prefix):
         return OTHER_HEAD
     raise CheckpointError(
-        f"{source.where} holds {name}, which its config has no place for (ignore=['{name}'] loads it all the same)"
+        f"{source.where} holds {name}, which its config has no place for (af.load(..., ignore=['{name}']) loads it all "
+        f"the same)"
     )
 
 

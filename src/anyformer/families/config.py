@@ -243,7 +243,7 @@ class Config:
     def refuse(self, message: str, ignorable: Sequence[str] = ()) -> NoReturn:
         """Raise `SpecError`, saying where, and how to go on regardless."""
         outermost = [self.root] if self.root else [self.path + name for name in ignorable]
-        advice = f" (ignore={outermost} loads it all the same)" if ignorable else ""
+        advice = f" (af.load(..., ignore={outermost}) loads it all the same)" if ignorable else ""
         raise SpecError(f"{self.where}: {message}{advice}")
 
     def _typed(self, names: tuple[str, ...], default: Any, fits: Callable[[Any], bool], what: str) -> Any:

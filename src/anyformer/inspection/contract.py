@@ -224,5 +224,6 @@ def _their_model(directory: str, dtype: torch.dtype) -> Any:
     """The class that the saved config names, loaded by the reference implementation."""
     transformers = importlib.import_module("transformers")
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # it warns of special ids beyond a tiny vocabulary
     name = transformers.AutoConfig.from_pretrained(directory).architectures[0]
     return getattr(transformers, name).from_pretrained(directory, dtype=dtype).eval()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from anyformer import spec
-from anyformer.errors import CheckpointError, InputError
+from anyformer.errors import CheckpointError, InputError, SpecError
 from anyformer.model.transformer import Transformer
 
 DTYPES = {
@@ -27,7 +27,12 @@ def build(
     device: torch.device | str = "cpu",
     seed: int | None = None,
 ) -> Transformer:
-    """A model with fresh weights, drawn as the spec's initialization says; with a seed, the same ones each time."""
+    """A model with fresh weights, drawn as the spec's initialization says; with a seed, the same ones each time.
+
+    Raises `SpecError` for what is no spec.
+    """
+    if not isinstance(description, spec.Transformer):
+        raise SpecError(f"build takes a spec, such as af.families.llama('tiny'), not {description!r}; load takes names")
     model = unfilled(description, torch.float32, device)
     generator = torch.Generator(device)
     if seed is None:

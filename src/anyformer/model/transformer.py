@@ -239,6 +239,10 @@ class Transformer(nn.Module):
         if not isinstance(prompts, Tensor):
             if isinstance(prompts, str):
                 raise InputError("generate takes a list of texts; put the text in one: [text]")
+            if not all(isinstance(prompt, str) for prompt in prompts):
+                raise InputError(
+                    "generate takes a list of texts or a tensor of ids [B, T]; make one: torch.tensor(ids)"
+                )
             tokenizer = self._tokenizer()
             if not prompts:
                 return []
@@ -278,7 +282,9 @@ class Transformer(nn.Module):
             return steps(self, ids, settings, valid=valid, cache=cache)
         start = settings.start if settings.start is not None else settings.bos
         if start is None:
-            raise InputError("the checkpoint names no decoder_start_token_id; give start=")
+            raise InputError(
+                "no token is known that the decoder starts with; give start= (or decoder_start_token_id in .generation)"
+            )
         begin = torch.full((len(ids), 1), start, device=self.device)
         return steps(self, begin, settings, source=ids, source_valid=valid, cache=cache)
 

@@ -50,7 +50,8 @@ def _write_text(recipe: Recipe, directory: Path, display: Display) -> None:
     data = recipe.data
     held_out = find_files(data.validation, exclude=data.exclude) if data.validation else []
     sources = Sources(find_files(data.train, exclude=data.exclude), held_out, data.encoding, data.held_out)
-    display.note(f"{len(sources.files):,} files of text, {sources.size / 1e6:,.1f} MB")
+    count = len(sources.files)
+    display.note(f"{count:,} {'file' if count == 1 else 'files'} of text, {sources.size / 1e6:,.1f} MB")
     if not held_out:
         what = "of the documents, by a hash of their text" if sources.holds_out_whole else "of every document, its end"
         display.note(f"no data.validation is given, so {data.held_out:.0%} are held out: {what}")
