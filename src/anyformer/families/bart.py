@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from anyformer.families.config import Config, activation_name
-from anyformer.families.family import Family, branch, given
+from anyformer.families.family import Family, branch, decoder_of, given
 from anyformer.families.names import Row, Table, Tensor, Unused
 from anyformer.spec import (
     Attention,
@@ -92,7 +92,7 @@ def write(spec: Transformer) -> dict[str, Any]:
 
 def write_stacks(spec: Transformer) -> dict[str, Any]:
     """What `read_stack` reads, and the rest that BART and Marian have in common."""
-    encoder, decoder = given(spec.encoder, Stack, "an encoder"), given(spec.decoder, Stack, "a decoder")
+    encoder, decoder = given(spec.encoder, Stack, "an encoder"), decoder_of(spec)
     attributes: dict[str, Any] = {}
     for name, stack in (("encoder", encoder), ("decoder", decoder)):
         attention, _ = branch(stack, "attention", Attention)

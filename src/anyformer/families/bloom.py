@@ -6,12 +6,12 @@ from __future__ import annotations
 from typing import Any
 
 from anyformer.families.config import Config
-from anyformer.families.family import Family, Gguf, branch, given
+from anyformer.families.family import Family, Gguf, branch, decoder_of
 from anyformer.families.gguf_names import QKV
 from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.gpt import decoder, head_tensors, read_head, widths, write_head
 from anyformer.families.names import Table, Tensor
-from anyformer.spec import Alibi, Attention, Embeddings, FeedForward, Initialization, Norm, Stack, Transformer
+from anyformer.spec import Alibi, Attention, Embeddings, FeedForward, Initialization, Norm, Transformer
 
 
 def read(config: Config) -> Transformer:
@@ -47,7 +47,7 @@ def read(config: Config) -> Transformer:
 
 
 def write(spec: Transformer) -> dict[str, Any]:
-    stack = given(spec.decoder, Stack, "a decoder")
+    stack = decoder_of(spec)
     attention, norm = branch(stack, "attention", Attention)
     return {
         "vocab_size": stack.embeddings.vocabulary,
@@ -65,7 +65,7 @@ def write(spec: Transformer) -> dict[str, Any]:
 
 def tensors(spec: Transformer) -> Table:
     layer, ours = "transformer.h.*", "decoder.layers.*"
-    attention, _ = branch(spec.decoder, "attention", Attention)
+    attention, _ = branch(decoder_of(spec), "attention", Attention)
     qkv = (f"{ours}.attention.query.*", f"{ours}.attention.key.*", f"{ours}.attention.value.*")
     return (
         Tensor("transformer.word_embeddings.weight", "decoder.embeddings.tokens.weight"),

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from anyformer.families.config import Config, activation_name
-from anyformer.families.family import branch, given
+from anyformer.families.family import branch, decoder_of, given
 from anyformer.families.names import Table, Tensor
 from anyformer.families.rotary import rotary, rotary_attributes
 from anyformer.spec import (
@@ -115,7 +115,7 @@ def read_decoder(config: Config, *pattern: Block) -> Transformer:
 
 def write_decoder(spec: Transformer) -> dict[str, Any]:
     """What `read_decoder` and `read_attention` read."""
-    attention, norm = branch(spec.decoder, "attention", Attention)
+    attention, norm = branch(decoder_of(spec), "attention", Attention)
     return {
         **write_stack(spec, norm),
         "num_attention_heads": attention.heads,
@@ -128,7 +128,7 @@ def write_decoder(spec: Transformer) -> dict[str, Any]:
 
 def write_stack(spec: Transformer, norm: Norm) -> dict[str, Any]:
     """What `read_decoder` reads."""
-    stack = given(spec.decoder, Stack, "a decoder")
+    stack = decoder_of(spec)
     attributes = {
         "vocab_size": stack.embeddings.vocabulary,
         "hidden_size": stack.dim,
@@ -144,7 +144,7 @@ def write_stack(spec: Transformer, norm: Norm) -> dict[str, Any]:
 
 def write_biases(spec: Transformer) -> dict[str, Any]:
     """What `read_biases` reads."""
-    return {"attention_bias": branch(spec.decoder, "attention", Attention)[0].bias}
+    return {"attention_bias": branch(decoder_of(spec), "attention", Attention)[0].bias}
 
 
 def write_feed_forward(feed_forward: FeedForward) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def write_experts(experts: MixtureOfExperts) -> dict[str, Any]:
 
 def write_window(spec: Transformer) -> int | None:
     """The number of keys that a query of the first layer sees, itself included; None for all of them."""
-    window = branch(spec.decoder, "attention", Attention)[0].window
+    window = branch(decoder_of(spec), "attention", Attention)[0].window
     return window and window[0]
 
 

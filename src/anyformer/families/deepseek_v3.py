@@ -24,7 +24,7 @@ from anyformer.families.decoder import (
     size,
     write_stack,
 )
-from anyformer.families.family import Family, Gguf, GgufSource, branch, given
+from anyformer.families.family import Family, Gguf, GgufSource, branch, decoder_of, given
 from anyformer.families.gguf_facts import SOFTMAX
 from anyformer.families.gguf_names import DECODER, EXPERTS
 from anyformer.families.gguf_names import tensors as gguf_tensors
@@ -36,7 +36,6 @@ from anyformer.spec import (
     Norm,
     Rotary,
     RoutedExperts,
-    Stack,
     Transformer,
     YarnScaling,
     register_mixer,
@@ -346,7 +345,7 @@ def read_experts(config: Config) -> GroupedExperts:
 
 
 def write(spec: Transformer) -> dict[str, Any]:
-    stack = given(spec.decoder, Stack, "a decoder")
+    stack = decoder_of(spec)
     attention, norm = branch(stack, "attention", LatentAttention)
     layers = [[branch.mixer for branch in block.branches] for block in stack.layers()]
     found = {type(mixer): mixer for layer in layers for mixer in layer}
@@ -394,7 +393,7 @@ def write_attention(attention: LatentAttention) -> dict[str, Any]:
 
 
 def tensors(spec: Transformer) -> Table:
-    attention, _ = branch(spec.decoder, "attention", LatentAttention)
+    attention, _ = branch(decoder_of(spec), "attention", LatentAttention)
     layer, ours = "model.layers.*.self_attn", "decoder.layers.*.attention"
     saved, shared = "model.layers.*.mlp.shared_experts", "decoder.layers.*.experts.shared"
     return (
@@ -432,7 +431,7 @@ def _gguf_write(spec: Transformer) -> dict[str, Any]:
 
 
 def _gguf_tensors(spec: Transformer) -> Table:
-    attention, _ = branch(spec.decoder, "attention", LatentAttention)
+    attention, _ = branch(decoder_of(spec), "attention", LatentAttention)
     layer, ours, heads = "blk.*", "decoder.layers.*", Heads(attention.heads)
     query = "attn_q" if attention.query_latent is None else "attn_q_b"
     rows = (f"{ours}.attention.latent.weight", f"{ours}.attention.rotary_key.weight")

@@ -7,7 +7,7 @@ from typing import Any
 
 from anyformer.families.bert import post_norm_block, write_position
 from anyformer.families.config import Config, activation_name
-from anyformer.families.family import Family, branch
+from anyformer.families.family import Family, branch, given
 from anyformer.families.names import Table, Tensor
 from anyformer.spec import (
     Attention,
@@ -63,8 +63,9 @@ def read(config: Config) -> Transformer:
 
 def write(spec: Transformer) -> dict[str, Any]:
     position = write_position(spec)
-    attention, _ = branch(spec.encoder, "attention", Attention)
-    feed_forward, _ = branch(spec.encoder, "feed_forward", FeedForward)
+    stack = given(spec.encoder, Stack, "an encoder")
+    attention, _ = branch(stack, "attention", Attention)
+    feed_forward, _ = branch(stack, "feed_forward", FeedForward)
     attributes = {
         "vocab_size": spec.output.embeddings.vocabulary,
         "dim": spec.output.dim,

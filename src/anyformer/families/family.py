@@ -174,13 +174,18 @@ class Family:
         return self.architectures[name]
 
 
-def branch(stack: Stack | None, name: str, mixer: type[M]) -> tuple[M, Norm]:
+def decoder_of(spec: Transformer) -> Stack:
+    """The decoder of a spec, for a family's `write`; raises `SpecError` where there is none."""
+    return given(spec.decoder, Stack, "a decoder")
+
+
+def branch(stack: Stack, name: str, mixer: type[M]) -> tuple[M, Norm]:
     """The mixer of a stack's branch of that name, and its norm or the one it shares, for a family's `write`.
 
     Raises `SpecError` where the spec is of another form.
     """
     norm = None
-    for candidate in stack.pattern[0].branches if stack is not None else ():
+    for candidate in stack.pattern[0].branches:
         norm = norm if candidate.norm == "shared" else candidate.norm
         if candidate.name == name and isinstance(candidate.mixer, mixer) and isinstance(norm, Norm):
             return candidate.mixer, norm

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from anyformer.families.config import Config, activation_name
-from anyformer.families.family import Family, Gguf, GgufSource, branch, given
+from anyformer.families.family import Family, Gguf, GgufSource, branch, decoder_of, given
 from anyformer.families.gguf_names import DECODER, WINDOW, layer_types
 from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.layer_types import GLOBAL, LOCAL, attentions, pattern, read_kinds, write_kinds
@@ -104,7 +104,7 @@ def _cap(config: Config, name: str, usual: float) -> float | None:
 
 
 def write(spec: Transformer) -> dict[str, Any]:
-    attention, _ = branch(spec.decoder, "attention", Attention)
+    attention, _ = branch(decoder_of(spec), "attention", Attention)
     return {
         **write_model(spec),
         **rotary_attributes(given(attention.position, Rotary, "rotary positions")),
@@ -114,7 +114,7 @@ def write(spec: Transformer) -> dict[str, Any]:
 
 def write_model(spec: Transformer) -> dict[str, Any]:
     """What `read_attention` and `read_model` read."""
-    stack = given(spec.decoder, Stack, "a decoder")
+    stack = decoder_of(spec)
     attention, norm = branch(stack, "attention", Attention)
     feed_forward, _ = branch(stack, "feed_forward", FeedForward)
     local = attentions(stack).get(LOCAL)

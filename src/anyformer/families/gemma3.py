@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from anyformer.families.config import Config
-from anyformer.families.family import Family, Gguf, given
+from anyformer.families.family import Family, Gguf, decoder_of
 from anyformer.families.gemma2 import (
     DEFAULTS,
     GGUF_KEYS,
@@ -23,7 +23,7 @@ from anyformer.families.gemma2 import tensors as gemma2_tensors
 from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.layer_types import GLOBAL, LOCAL, read_kinds, read_rotary, write_rotary
 from anyformer.families.names import Table, Tensor
-from anyformer.spec import Stack, Transformer
+from anyformer.spec import Transformer
 
 _BASES = {GLOBAL: "rope_theta", LOCAL: "rope_local_base_freq"}
 #: The last of so many layers is global.
@@ -50,7 +50,7 @@ def read(config: Config) -> Transformer:
 
 
 def write(spec: Transformer) -> dict[str, Any]:
-    stack = given(spec.decoder, Stack, "a decoder")
+    stack = decoder_of(spec)
     attributes = {**write_model(spec), **write_rotary(stack, _BASES)}
     # What versions before `layer_types` go by; only the usual order can be said so.
     cycle = [block.repeat for block in stack.pattern]

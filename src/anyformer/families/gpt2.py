@@ -6,12 +6,12 @@ from __future__ import annotations
 from typing import Any
 
 from anyformer.families.config import Config, activation_name
-from anyformer.families.family import Family, Gguf, branch, given
+from anyformer.families.family import Family, Gguf, branch, decoder_of, given
 from anyformer.families.gguf_names import QKV
 from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.gpt import BUFFERS, decoder, head_tensors, read_head, widths, write_head
 from anyformer.families.names import Table, Tensor, Transpose
-from anyformer.spec import Attention, Embeddings, FeedForward, Initialization, Learned, Norm, Stack, Transformer
+from anyformer.spec import Attention, Embeddings, FeedForward, Initialization, Learned, Norm, Transformer
 
 
 def read(config: Config) -> Transformer:
@@ -54,14 +54,14 @@ def read_feed_forward(config: Config, dim: int) -> FeedForward:
 
 
 def write(spec: Transformer) -> dict[str, Any]:
-    attention, _ = branch(spec.decoder, "attention", Attention)
-    position = given(given(spec.decoder, Stack, "a decoder").embeddings.position, Learned, "learned positions")
+    attention, _ = branch(decoder_of(spec), "attention", Attention)
+    position = given(decoder_of(spec).embeddings.position, Learned, "learned positions")
     return {**write_decoder(spec), "n_positions": position.size, "scale_attn_weights": attention.scale is None}
 
 
 def write_decoder(spec: Transformer) -> dict[str, Any]:
     """The attributes that GPT-2 and GPT-J have in common, but for the number of positions."""
-    stack = given(spec.decoder, Stack, "a decoder")
+    stack = decoder_of(spec)
     attention, norm = branch(stack, "attention", Attention)
     feed_forward, _ = branch(stack, "feed_forward", FeedForward)
     activation = "gelu_new" if feed_forward.activation == "gelu_tanh" else activation_name(feed_forward.activation)

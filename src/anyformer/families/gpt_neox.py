@@ -7,13 +7,13 @@ from __future__ import annotations
 from typing import Any
 
 from anyformer.families.config import Config, activation_name
-from anyformer.families.family import Family, Gguf, GgufSource, branch, given
+from anyformer.families.family import Family, Gguf, GgufSource, branch, decoder_of, given
 from anyformer.families.gguf_names import QKV, SHAPE, turned
 from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.gpt import BUFFERS, decoder, head_tensors, read_head, widths, write_head
 from anyformer.families.names import Table, Tensor
 from anyformer.families.rotary import rotary, rotary_attributes, rotary_share
-from anyformer.spec import Attention, Embeddings, FeedForward, Initialization, Norm, Rotary, Stack, Transformer
+from anyformer.spec import Attention, Embeddings, FeedForward, Initialization, Norm, Rotary, Transformer
 
 #: What the base and the share of rotary positions are called in files before `rope_parameters`.
 NAMES = ("rotary_emb_base", "rotary_pct")
@@ -55,7 +55,7 @@ def read(config: Config) -> Transformer:
 
 
 def write(spec: Transformer) -> dict[str, Any]:
-    stack = given(spec.decoder, Stack, "a decoder")
+    stack = decoder_of(spec)
     attention, norm = branch(stack, "attention", Attention)
     feed_forward, _ = branch(stack, "feed_forward", FeedForward)
     position = given(attention.position, Rotary, "rotary positions")
@@ -83,7 +83,7 @@ def write(spec: Transformer) -> dict[str, Any]:
 
 def tensors(spec: Transformer) -> Table:
     layer, ours = "gpt_neox.layers.*", "decoder.layers.*"
-    attention, _ = branch(spec.decoder, "attention", Attention)
+    attention, _ = branch(decoder_of(spec), "attention", Attention)
     qkv = (f"{ours}.attention.query.*", f"{ours}.attention.key.*", f"{ours}.attention.value.*")
     return (
         Tensor("gpt_neox.embed_in.weight", "decoder.embeddings.tokens.weight"),
@@ -108,7 +108,7 @@ def _gguf_read(source: GgufSource) -> dict[str, Any]:
 
 def _gguf_write(spec: Transformer) -> dict[str, Any]:
     """Which of the two forms of GELU it is; llama.cpp, which does not ask, computes the faster one for both."""
-    feed_forward, _ = branch(spec.decoder, "feed_forward", FeedForward)
+    feed_forward, _ = branch(decoder_of(spec), "feed_forward", FeedForward)
     return {"hidden_activation": "gelu_fast"} if feed_forward.activation == "gelu_tanh" else {}
 
 

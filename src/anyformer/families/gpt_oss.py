@@ -18,12 +18,12 @@ from anyformer.families.decoder import (
     write_biases,
     write_decoder,
 )
-from anyformer.families.family import Family, Gguf, GgufSource, branch, given
+from anyformer.families.family import Family, Gguf, GgufSource, branch, decoder_of
 from anyformer.families.gguf_names import DECODER, EXPERTS, WINDOW, layer_types
 from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.layer_types import GLOBAL, LOCAL, attentions, pattern, read_kinds, write_kinds
 from anyformer.families.names import Table, Tensor, Transpose
-from anyformer.spec import RoutedExperts, Stack, Transformer, register_mixer
+from anyformer.spec import RoutedExperts, Transformer, register_mixer
 from anyformer.spec.base import PositiveFloat
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def read(config: Config) -> Transformer:
 
 
 def write(spec: Transformer) -> dict[str, Any]:
-    stack = given(spec.decoder, Stack, "a decoder")
+    stack = decoder_of(spec)
     experts, _ = branch(stack, "experts", ClampedExperts)
     attributes = {
         **write_decoder(spec),
@@ -118,7 +118,7 @@ def write(spec: Transformer) -> dict[str, Any]:
 def tensors(spec: Transformer) -> Table:
     layer, ours = "model.layers.*.mlp", "decoder.layers.*.experts"
     weights, biases = (f"{ours}.gate", f"{ours}.up"), (f"{ours}.gate_bias", f"{ours}.up_bias")
-    rows = branch(spec.decoder, "experts", ClampedExperts)[0].hidden  # one of the gate, one of up, and so on
+    rows = branch(decoder_of(spec), "experts", ClampedExperts)[0].hidden  # one of the gate, one of up, and so on
     return (
         Tensor("model.layers.*.self_attn.sinks", "decoder.layers.*.attention.sinks"),
         Tensor("model.layers.*.post_attention_layernorm.weight", f"{ours}_norm.weight"),

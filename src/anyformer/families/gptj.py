@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from anyformer.families.config import Config
-from anyformer.families.family import Family, branch, given
+from anyformer.families.family import Family, branch, decoder_of, given
 from anyformer.families.gpt import BUFFERS, decoder, head_tensors, read_head, widths
 from anyformer.families.gpt2 import SUMMARY, read_feed_forward, write_decoder
 from anyformer.families.names import Table, Tensor
@@ -46,7 +46,7 @@ def read(config: Config) -> Transformer:
 
 
 def write(spec: Transformer) -> dict[str, Any]:
-    attention, _ = branch(spec.decoder, "attention", Attention)
+    attention, _ = branch(decoder_of(spec), "attention", Attention)
     position = given(attention.position, Rotary, "rotary positions")
     return {
         **write_decoder(spec),

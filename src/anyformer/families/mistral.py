@@ -18,7 +18,7 @@ from anyformer.families.decoder import (
     write_feed_forward,
     write_window,
 )
-from anyformer.families.family import Family, Gguf, branch
+from anyformer.families.family import Family, Gguf, branch, decoder_of
 from anyformer.families.gguf_names import DECODER, WINDOW
 from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.spec import FeedForward, Transformer
@@ -32,7 +32,7 @@ def read(config: Config) -> Transformer:
 
 
 def write(spec: Transformer) -> dict[str, Any]:
-    feed_forward, _ = branch(spec.decoder, "feed_forward", FeedForward)
+    feed_forward, _ = branch(decoder_of(spec), "feed_forward", FeedForward)
     return {**write_decoder(spec), **write_feed_forward(feed_forward), "sliding_window": write_window(spec)}
 
 

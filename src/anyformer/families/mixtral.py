@@ -20,7 +20,7 @@ from anyformer.families.decoder import (
     write_experts,
     write_window,
 )
-from anyformer.families.family import Family, Gguf, branch
+from anyformer.families.family import Family, Gguf, branch, decoder_of
 from anyformer.families.gguf_names import DECODER, EXPERTS, WINDOW
 from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.names import Table
@@ -39,7 +39,7 @@ def read(config: Config) -> Transformer:
 
 
 def write(spec: Transformer) -> dict[str, Any]:
-    experts, _ = branch(spec.decoder, "experts", MixtureOfExperts)
+    experts, _ = branch(decoder_of(spec), "experts", MixtureOfExperts)
     attributes = write_decoder(spec)
     if attributes["head_dim"] == attributes["hidden_size"] // attributes["num_attention_heads"]:
         del attributes["head_dim"]  # published files leave out what follows from the others

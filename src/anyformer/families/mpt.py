@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from anyformer.families.config import DEFAULTS, IGNORED, Config
-from anyformer.families.family import Family, Gguf, branch, given
+from anyformer.families.family import Family, Gguf, branch, decoder_of
 from anyformer.families.gguf_names import QKV
 from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.gpt import decoder, head_tensors, read_head, widths, write_head
 from anyformer.families.names import Table, Tensor
-from anyformer.spec import Alibi, Attention, Embeddings, FeedForward, Initialization, Norm, Stack, Transformer
+from anyformer.spec import Alibi, Attention, Embeddings, FeedForward, Initialization, Norm, Transformer
 
 #: What published models have in `attn_config`; the reference computes nothing else whatever it says.
 ATTENTION = {
@@ -63,7 +63,7 @@ def read(config: Config) -> Transformer:
 
 
 def write(spec: Transformer) -> dict[str, Any]:
-    stack = given(spec.decoder, Stack, "a decoder")
+    stack = decoder_of(spec)
     attention, norm = branch(stack, "attention", Attention)
     # transformers takes a whole number here, and nothing else.
     inner = {**ATTENTION, "softmax_scale": attention.scale, "attn_pdrop": attention.dropout or 0}

@@ -18,7 +18,7 @@ from anyformer.families.decoder import (
     write_decoder,
     write_feed_forward,
 )
-from anyformer.families.family import Family, Gguf, branch
+from anyformer.families.family import Family, Gguf, branch, decoder_of
 from anyformer.families.gguf_names import DECODER
 from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.names import Table, Tensor
@@ -35,7 +35,7 @@ def read(config: Config) -> Transformer:
 
 
 def write(spec: Transformer) -> dict[str, Any]:
-    feed_forward, _ = branch(spec.decoder, "feed_forward", FeedForward)
+    feed_forward, _ = branch(decoder_of(spec), "feed_forward", FeedForward)
     return {**write_decoder(spec), **write_biases(spec), **write_feed_forward(feed_forward)}
 
 

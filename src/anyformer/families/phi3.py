@@ -18,12 +18,12 @@ from anyformer.families.decoder import (
     write_window,
 )
 from anyformer.families.decoder import tensors as decoder_tensors
-from anyformer.families.family import Family, Gguf, branch, given
+from anyformer.families.family import Family, Gguf, branch, decoder_of, given
 from anyformer.families.gguf_names import DECODER, GATE_UP, QKV, WINDOW, turned
 from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.names import Table, Tensor
 from anyformer.families.rotary import rotary_share
-from anyformer.spec import Attention, FeedForward, LongRopeScaling, Rotary, Stack, Transformer
+from anyformer.spec import Attention, FeedForward, LongRopeScaling, Rotary, Transformer
 
 
 def read(config: Config) -> Transformer:
@@ -42,14 +42,14 @@ def read(config: Config) -> Transformer:
 
 
 def write(spec: Transformer) -> dict[str, Any]:
-    attention, _ = branch(spec.decoder, "attention", Attention)
+    attention, _ = branch(decoder_of(spec), "attention", Attention)
     position = given(attention.position, Rotary, "rotary positions")
     attributes = {
         **write_decoder(spec),
-        **write_feed_forward(branch(spec.decoder, "feed_forward", FeedForward)[0]),
+        **write_feed_forward(branch(decoder_of(spec), "feed_forward", FeedForward)[0]),
         "sliding_window": write_window(spec),
         "partial_rotary_factor": rotary_share(position, attention.head_dim),
-        "resid_pdrop": given(spec.decoder, Stack, "a decoder").pattern[0].branches[0].dropout,
+        "resid_pdrop": decoder_of(spec).pattern[0].branches[0].dropout,
     }
     if position.scaling is not None:
         attributes["original_max_position_embeddings"] = given(

@@ -21,11 +21,11 @@ from anyformer.families.decoder import (
     write_decoder,
     write_feed_forward,
 )
-from anyformer.families.family import Family, Gguf, branch, given
+from anyformer.families.family import Family, Gguf, branch, decoder_of
 from anyformer.families.gguf_names import DECODER
 from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.layer_types import GLOBAL, LOCAL, attentions, pattern, read_kinds, write_kinds
-from anyformer.spec import Block, FeedForward, Stack, Transformer
+from anyformer.spec import Block, FeedForward, Transformer
 
 
 def read(config: Config) -> Transformer:
@@ -53,7 +53,7 @@ def _pattern(config: Config, window: int | None, blocks: dict[str, Block]) -> tu
 
 
 def write(spec: Transformer) -> dict[str, Any]:
-    stack = given(spec.decoder, Stack, "a decoder")
+    stack = decoder_of(spec)
     feed_forward, _ = branch(stack, "feed_forward", FeedForward)
     local = attentions(stack).get(LOCAL)
     return {

@@ -25,12 +25,12 @@ from anyformer.families.decoder import (
     write_experts,
     write_window,
 )
-from anyformer.families.family import Family, Gguf, given
+from anyformer.families.family import Family, Gguf, decoder_of, given
 from anyformer.families.gguf_names import DECODER, EXPERTS
 from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.layer_types import pattern
 from anyformer.families.names import Table
-from anyformer.spec import Attention, Block, FeedForward, MixtureOfExperts, Stack, Transformer
+from anyformer.spec import Attention, Block, FeedForward, MixtureOfExperts, Transformer
 
 #: More layers than this are spelled out for nobody.
 DEEPEST = 10000
@@ -73,7 +73,7 @@ def _pattern(config: Config, attention: Attention, experts: MixtureOfExperts) ->
 
 
 def write(spec: Transformer) -> dict[str, Any]:
-    stack = given(spec.decoder, Stack, "a decoder")
+    stack = decoder_of(spec)
     mixers = [[branch.mixer for branch in block.branches] for block in stack.layers()]
     found = {type(mixer): mixer for layer in mixers for mixer in layer}
     experts = given(found.get(MixtureOfExperts), MixtureOfExperts, "layers with experts")
