@@ -42,6 +42,15 @@ def test_texts_become_a_model(anyformer: Callable, text: Path, tmp_path: Path) -
     assert "2 layers, 128 wide" in anyformer("inspect", run).out
 
 
+def test_an_encoder_is_no_writer(anyformer: Callable, text: Path, tmp_path: Path) -> None:
+    """The last line names a verb that the model can have."""
+    run = tmp_path / "run"
+    encoder = ("--set", "model.preset=bert:tiny", "--set", "training.objective=masked")
+    ran = anyformer("train", text, "--out", run, "--steps", 2, *SMALL, *encoder)
+    assert ran.code == 0 and f"anyformer embed {run}" in ran.err.splitlines()[-1]
+    assert anyformer("embed", run, "the cat").code == 0
+
+
 def test_a_recipe_with_changes(anyformer: Callable, text: Path, tmp_path: Path) -> None:
     """A recipe runs as it stands but for what --set and the options change; --json tells the result."""
     recipe = tmp_path / "recipe.toml"

@@ -10,6 +10,7 @@ import pytest
 
 from anyformer.errors import TrainingError
 from anyformer.training import Recipe, read_recipe
+from anyformer.training.prepare import check_model
 
 MINIMAL = {
     "run": {"directory": "runs/a"},
@@ -148,6 +149,14 @@ def test_a_spec_file_is_read_into_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "spec.json").write_text("{")
     with pytest.raises(TrainingError, match="is not JSON"):
         read_recipe(MINIMAL, [f"model.spec={tmp_path / 'spec.json'}"])
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "recipes").glob("*.toml")), ids=lambda path: path.stem
+)
+def test_the_recipes_that_come_along_are_whole(path: Path) -> None:
+    """Each reads, and its model can have its objective."""
+    check_model(read_recipe(path))
 
 
 def test_a_recipe_that_is_missing_or_no_toml_is_named(tmp_path: Path) -> None:

@@ -131,4 +131,7 @@ def _tell(result: Result) -> None:
         said.append(f"validation {result.validation_loss:.4f}" + (f" ({bits:.4f} bits per byte)" if bits else ""))
     note(" · ".join(said))
     if result.finished:
-        note(f'the model is in {result.directory}; try: anyformer generate {result.directory} "..."')
+        from anyformer import checkpoints
+
+        verb = "embed" if checkpoints.open(result.directory).spec.decoder is None else "generate"
+        note(f'the model is in {result.directory}; try: anyformer {verb} {result.directory} "..."')
