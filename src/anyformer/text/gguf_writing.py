@@ -56,7 +56,7 @@ def to_gguf(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
     tokens, types = _tokens(described, size)
     metadata: dict[str, Any] = {"model": kind, "pre": "default", "tokens": tokens, "token_type": types}
     metadata |= {"gpt2": _gpt2, "llama": _llama, "t5": _t5, "bert": _bert}[kind](described, tokenizer, tokens, types)
-    ids = {text: id for id, text in enumerate(_tokens(described, size)[0])}
+    ids = {text: id for id, text in enumerate(tokens)}
     for role, token in tokenizer.special_tokens.items():
         if role in _ROLES and token in ids:
             metadata[f"{_ROLES[role]}_token_id"] = ids[token]
