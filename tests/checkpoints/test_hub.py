@@ -374,8 +374,8 @@ def test_a_data_set(server: stand_in.Hub, tmp_path: Path) -> None:
 def test_data_that_cannot_be_read(server: stand_in.Hub) -> None:
     """Other kinds of files are refused before anything is fetched, with the glob that reads the rest; a missing data
     set and a name of another form are told apart."""
-    server.add("datasets/org/mixed", {"a.txt": b"text", "data/train.parquet": b"PAR1"})
-    with pytest.raises(DataError, match=r"org/mixed holds data/train.parquet, .* such as 'hub:org/mixed/\*.txt'"):
+    server.add("datasets/org/mixed", {"a.txt": b"text", "data/train.arrow": b"ARROW1"})
+    with pytest.raises(DataError, match=r"org/mixed holds data/train.arrow, .* such as 'hub:org/mixed/\*.txt'"):
         find_files("hub:org/mixed")
     assert server.fetched() == []
     assert [path.name for path in find_files("hub:org/mixed/*.txt")] == ["a.txt"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from anyformer.data import Document, Sources, find_files, hold_out, read_documents, read_text
+from anyformer.data.sources import hold_out_last
 from anyformer.errors import DataError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -15,7 +16,19 @@ SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder such as people have: text among other things."""
-    for name in ("b.txt", "a.md", "sub/c.py", ".hidden/d.txt", "__pycache__/e.txt", "site-packages/f.py", "test/g.py"):
+    for name in (
+        "b.txt",
+        "a.md",
+        "sub/c.py",
+        ".hidden/d.txt",
+        "__pycache__/e.txt",
+        "site-packages/f.py",
+        "test/g.py",
+        "h.jsonl",
+        "i.parquet",
+        "sub/j.txt.zst",
+        "k.tar.gz",
+    ):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(name)
@@ -30,18 +43,21 @@ def names(paths: list[Path], folder: Path) -> list[str]:
 
 def test_a_folder_gives_its_text_files_in_a_fixed_order(folder: Path) -> None:
     """Binary, empty, hidden and generated files stay out; the order is that of the paths."""
-    assert names(find_files(folder), folder) == ["a.md", "b.txt", "sub/c.py", "test/g.py"]
+    assert names(find_files(folder), folder) == [
+        *("a.md", "b.txt", "h.jsonl", "i.parquet", "sub/c.py", "sub/j.txt.zst", "test/g.py")
+    ]
 
 
 def test_excluded_names_and_paths_stay_out_of_folders(folder: Path) -> None:
     """`exclude` matches names and paths inside a folder."""
-    assert names(find_files(folder, exclude=["test", "sub/*.py"]), folder) == ["a.md", "b.txt"]
+    assert names(find_files(folder, exclude=["test", "sub/*.py", "*.zst", "[hi].*"]), folder) == ["a.md", "b.txt"]
 
 
 def test_globs_and_files_come_in_the_order_named_and_once(folder: Path) -> None:
     """References keep their order, a glob sorts its matches, and nothing comes twice."""
+    others = ["h.jsonl", "i.parquet", "sub/j.txt.zst"]
     found = find_files([str(folder / "b.txt"), str(folder / "**" / "*.py"), folder])
-    assert names(found, folder) == ["b.txt", "empty.py", "site-packages/f.py", "sub/c.py", "test/g.py", "a.md"]
+    assert names(found, folder) == ["b.txt", "empty.py", "site-packages/f.py", "sub/c.py", "test/g.py", "a.md", *others]
 
 
 def test_a_file_named_outright_is_taken_whatever_its_name(tmp_path: Path) -> None:
@@ -147,3 +163,71 @@ def test_sources_give_the_same_documents_at_every_call(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("another text")
     after = given.facts()
     assert before["files"][0] == after["files"][0] and before["files"][1] != after["files"][1]
+
+
+def test_each_record_is_a_document_beside_the_texts(tmp_path: Path) -> None:
+    """Texts and rows of texts mix; tables are texts until a column or another field is wanted of them."""
+    (tmp_path / "a.txt").write_text("plain")
+    (tmp_path / "b.jsonl").write_text('{"text": "one", "id": 1}\n{"text": "two"}\n')
+    (tmp_path / "c.tsv").write_text("x\ty\n")
+    documents = list(Sources(find_files(tmp_path), held_out=0.0).documents())
+    assert [document.text for document in documents] == ["plain", "one", "two", "x\ty\n"]
+    assert documents[0].fields == {} and documents[1].fields == {"text": "one"}
+    assert documents[2].name == f"{tmp_path / 'b.jsonl'}, line 2"
+    pairs = Sources([tmp_path / "c.tsv"], held_out=0.0, fields=("source", "target"))
+    assert next(pairs.documents()) == Document(
+        f"{tmp_path / 'c.tsv'}, line 1", "", "train", {"source": "x", "target": "y"}
+    )
+    cells = Sources([tmp_path / "c.tsv"], held_out=0.0, columns={"text": 1})
+    assert [document.text for document in cells.documents()] == ["y"]
+
+
+def test_what_cannot_be_records_is_refused(tmp_path: Path) -> None:
+    """Plain text where pairs are needed, a mapping of fields that nobody reads, a file without rows."""
+    (tmp_path / "a.txt").write_text("plain")
+    (tmp_path / "b.jsonl").write_text("\n")
+    with pytest.raises(DataError, match=r"a.txt is plain text, and source and target are needed: give .jsonl"):
+        list(Sources([tmp_path / "a.txt"], fields=("source", "target")).documents())
+    with pytest.raises(
+        DataError, match=r"data.columns says what 'targte' is called, which is not read here; source, tar"
+    ):
+        Sources([tmp_path / "a.txt"], fields=("source", "target"), columns={"targte": 1})
+    with pytest.raises(DataError, match=r"b.jsonl is empty"):
+        list(Sources([tmp_path / "b.jsonl"]).documents())
+
+
+def test_records_are_held_out_whole_by_what_they_say(tmp_path: Path) -> None:
+    """However few files they stand in; the order of their fields and their place do not matter."""
+    rows = [{"source": f"{i % 500}", "target": "t"} for i in range(1000)]
+    documents = [Document(str(i), "", "train", row) for i, row in enumerate(rows)]
+    turned = [Document("", "", "train", dict(reversed(row.items()))) for row in reversed(rows)]
+    chosen, again = (
+        {each.fields["source"] for each in hold_out(given, 0.1, whole=False) if each.split == "validation"}
+        for given in (documents, turned)
+    )
+    assert chosen == again and 20 < len(chosen) < 90
+    kept = [each.fields["source"] for each in hold_out(documents, 0.1, whole=False) if each.split == "train"]
+    assert chosen.isdisjoint(kept) and len(kept) + 2 * len(chosen) == 1000
+
+
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_the_last_documents_are_held_out(tmp_path: Path, count: int) -> None:
+    """As many as said, in order; all of them is too many."""
+    documents = [Document(str(i), f"{i}") for i in range(10)]
+    parted = list(hold_out_last(documents, count))
+    assert [each.text for each in parted] == [each.text for each in documents]
+    assert [each.split for each in parted] == ["train"] * (10 - count) + ["validation"] * count
+    with pytest.raises(DataError, match=r"the training data has 10 documents, so 10 cannot be held out"):
+        list(hold_out_last(documents, 10))
+
+
+def test_what_is_held_out_is_said(tmp_path: Path) -> None:
+    """Files of their own, the last documents, whole ones, or the end of each."""
+    for name in ("a.txt", "b.jsonl"):
+        (tmp_path / name).write_text('{"text": "one"}\n{"text": "two"}\n')
+    text, rows = [tmp_path / "a.txt"], [tmp_path / "b.jsonl"]
+    assert Sources(text).parting() == "5% of every document, its end"
+    assert Sources(rows).parting() == "5% of the documents, by a hash of what they say"
+    assert Sources(rows, held_out=1).parting() == "the last 1 documents"
+    assert [each.split for each in Sources(rows, held_out=1).documents()] == ["train", "validation"]
+    assert Sources(rows, text).parting() == "files of their own"

@@ -49,12 +49,11 @@ def prepare_text(recipe: Recipe, run: Path, display: Display) -> Text:
 def _write_text(recipe: Recipe, directory: Path, display: Display) -> None:
     data = recipe.data
     held_out = find_files(data.validation, exclude=data.exclude) if data.validation else []
-    sources = Sources(find_files(data.train, exclude=data.exclude), held_out, data.encoding, data.held_out)
+    sources = Sources(find_files(data.train, exclude=data.exclude), held_out, data.encoding, data.held_out, columns=data.columns)
     count = len(sources.files)
     display.note(f"{count:,} {'file' if count == 1 else 'files'} of text, {sources.size / 1e6:,.1f} MB")
     if not held_out:
-        what = "of the documents, by a hash of their text" if sources.holds_out_whole else "of every document, its end"
-        display.note(f"no data.validation is given, so {data.held_out:.0%} are held out: {what}")
+        display.note(f"no data.validation is given, so this is held out: {sources.parting()}")
     tokenizer = _with_what_is_needed(_tokenizer(recipe, sources, display), recipe)
 
     def write(aside: Path) -> None:

@@ -3,7 +3,7 @@
 [run]       directory, seed
 [model]     preset | spec | from
 tokenizer   "bytes" | path | {train = {vocabulary = N}}
-[data]      train, validation, encoding, exclude, held_out
+[data]      train, validation, encoding, exclude, held_out, columns
 [training]  objective; steps | tokens | flops | minutes; batches; optimizer, schedule; precision; how often to look
             and save
 """
@@ -92,15 +92,18 @@ class NewTokenizer(Part, frozen=True):
 class Data(Part, frozen=True):
     """The text: files, folders, globs, data sets of a hub (`hub:org/name`), as strings or lists of strings.
 
-    Without `validation`, about `held_out` of the training documents are held out. `encoding`: one, or several to try
-    in turn for each file. `exclude`: globs of files and folders that folders leave out.
+    Without `validation`, something is `held_out` of the training documents: a share of them, or a number, the last.
+    `encoding`: one, or several to try in turn for each file. `exclude`: globs of files and folders that folders leave
+    out. `columns`: what the files call the fields that the objective reads, by name, or in `.tsv` and `.csv` by number
+    from 0 (`{source = 1, target = 2}`).
     """
 
     train: Strings = Field(min_length=1)
     validation: Strings | None = None
     encoding: Strings = ("utf-8",)
     exclude: Strings = ()
-    held_out: Share = 0.05
+    held_out: PositiveInt | Share = 0.05
+    columns: dict[str, str | NonNegativeInt] = Field(default_factory=dict)
 
     _lists = field_validator("train", "validation", "encoding", "exclude", mode="before")(_one_or_many)
 

@@ -1,0 +1,333 @@
+"""How a file is read: its bytes, its text, its records.
+
+    *.jsonl  *.ndjson    an object a line
+    *.json               the same, or one array of objects
+    *.tsv  *.csv         a row a line; columns go by their number from 0, or by the names in the first line
+    *.parquet            a row each
+    anything else        text
+
+All but parquet may be compressed (`*.gz`, `*.zst`). Records are read one at a time, never a whole file, and nothing is
+guessed: what does not fit is an error that names file and line.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import importlib
+import io
+import json
+import sys
+import zlib
+from codecs import BOM_UTF8
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from anyformer.errors import DataError
+
+#: Files of these kinds hold records, whatever is wanted of them.
+RECORD_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
+#: Files of these kinds are texts, unless a field other than `text`, or a column, is wanted of them.
+TABLE_SUFFIXES = (".tsv", ".csv", ".json")
+COMPRESSIONS = (".gz", ".zst")
+#: What is read of a file where nothing else is asked for.
+TEXT = ("text",)
+#: How many rows of a parquet file are decoded at once.
+PARQUET_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a file: `place` names the file and the line, `fields` are the wanted values, as JSON has them."""
+
+    place: str
+    fields: dict[str, Any]
+
+
+def kind(path: Path) -> str:
+    """The suffix that says what a file holds, compressed or not: `.jsonl` of `a.jsonl.zst`."""
+    name = path.name.lower()
+    for compression in COMPRESSIONS:
+        name = name.removesuffix(compression)
+    return Path(name).suffix
+
+
+def holds_records(path: Path, fields: Sequence[str] = TEXT, columns: Mapping[str, str | int] | None = None) -> bool:
+    """Whether a file is read by records where `fields` are wanted, or as one text."""
+    is_table = kind(path) in TABLE_SUFFIXES and (tuple(fields) != TEXT or bool(columns))
+    return kind(path) in RECORD_SUFFIXES or is_table
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[BinaryIO]:
+    """A file's bytes, decompressed on the way. Raises `DataError` where they cannot be read."""
+    torn: tuple[type[Exception], ...] = (EOFError, zlib.error)
+    try:
+        match path.suffix.lower():
+            case ".gz":
+                file = cast(BinaryIO, gzip.open(path))  # noqa: SIM115
+            case ".zst":
+                zstd = _zstd(path)
+                torn += (zstd.ZstdError,)
+                file = zstd.open(path)
+            case _:
+                file = path.open("rb")
+        with file:
+            yield file
+    except torn as error:
+        raise DataError(f"{path} is torn or not what its name says: {error}; fetch or make it again") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _zstd(path: Path) -> Any:
+    """Zstandard as Python has it from 3.14 on, or its backport."""
+    name = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+    return _module(name, "backports.zstd", path)
+
+
+def _module(name: str, package: str, path: Path) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise DataError(f"reading {path} needs {package}: pip install 'anyformer[train]'") from None
+
+
+def read_text(path: Path, encodings: Sequence[str] = ("utf-8",)) -> str:
+    """The text of a file, in the first of `encodings` that all of it fits; a leading byte-order mark is dropped.
+
+    Raises `DataError` with the byte offset of what does not fit the first encoding, and where the file is unreadable
+    or an encoding unknown.
+    """
+    with open_file(path) as file:
+        raw = file.read()
+    misfits: list[UnicodeDecodeError] = []
+    for encoding in encodings:
+        try:
+            return raw.decode(encoding).removeprefix("\ufeff")
+        except UnicodeDecodeError as error:
+            misfits.append(error)
+        except LookupError:
+            raise _unknown_encoding(encoding) from None
+    first = misfits[0]
+    raise DataError(
+        f"{path} is not {' nor '.join(encodings)}: byte 0x{raw[first.start]:02x} at offset {first.start} does not fit; "
+        f"say what it is with --encoding (data.encoding), such as latin-1, or several to try in turn for each file"
+    )
+
+
+def _unknown_encoding(encoding: str) -> DataError:
+    return DataError(
+        f"there is no text encoding '{encoding}'; data.encoding takes names such as utf-8, latin-1, cp1252"
+    )
+
+
+def read_records(
+    path: Path,
+    fields: Sequence[str] = TEXT,
+    columns: Mapping[str, str | int] | None = None,
+    encodings: Sequence[str] = ("utf-8",),
+) -> Iterator[Row]:
+    """The rows of a file, one at a time, each with exactly `fields`.
+
+    `columns` says what the file calls a field: a name (`translation.en` reaches into an object), or for `.tsv` and
+    `.csv` a number from 0. Unsaid, a field is called by its own name, and the columns of `.tsv` and `.csv` are the
+    fields in their order. JSON is UTF-8, whatever `encodings` say of texts and tables.
+
+    A row that is only a text, and empty, is passed over. Raises `DataError` naming file and line where else a value is
+    empty, or none that JSON has, a row is torn, no object or lacks a field, a text is not of its encoding.
+    """
+    columns = columns or {}
+    named = {name: str(columns.get(name, name)) for name in fields}
+    match kind(path):
+        case ".parquet":
+            rows = _parquet_rows(path, named)
+        case ".tsv" | ".csv":
+            rows = _table_rows(path, encodings, named if columns else None, len(fields))
+            named = named if columns else {name: str(number) for number, name in enumerate(fields)}
+        case ".json" if _is_array(path):
+            rows = _json_array(path)
+        case _:
+            rows = _json_lines(path)
+    for place, row in rows:
+        values = {name: _value(row, name, column, place) for name, column in named.items()}
+        empty = [name for name, value in values.items() if _is_empty(value)]
+        if not empty:
+            yield Row(place, values)
+        elif tuple(fields) != TEXT:
+            raise DataError(f"{place}: '{empty[0]}' is empty; remove the row or complete it")
+
+
+def _value(row: Any, name: str, column: str, place: str) -> Any:
+    """What a row holds in a column, checked."""
+    if not isinstance(row, dict):
+        raise DataError(f"{place}: here stands {_described(row)}, where an object with {name!r} is needed")
+    found: Any = row
+    for step in [column] if column in row else column.split("."):
+        if not isinstance(found, dict) or step not in found:
+            raise _missing(place, name, column, row)
+        found = found[step]
+    if name == "text" and not isinstance(found, str):
+        raise DataError(f"{place}: '{name}' is {_described(found)}, where a text is needed")
+    _check_is_json(found, name, place)
+    return found
+
+
+def _missing(place: str, name: str, column: str, there: Iterable[str]) -> DataError:
+    return DataError(
+        f"{place}: there is no '{column}' beside {', '.join(map(repr, there)) or 'nothing'}; say what '{name}' is "
+        f"called here with data.columns"
+    )
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip()) or value in ([], {})
+
+
+def _check_is_json(value: Any, name: str, place: str) -> None:
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise DataError(f"{place}: '{name}' holds half a surrogate pair, which is no character") from None
+    elif isinstance(value, list):
+        for each in value:
+            _check_is_json(each, name, place)
+    elif isinstance(value, dict):
+        for each in value.values():
+            _check_is_json(each, name, place)
+    elif not (value is None or isinstance(value, bool | int | float)):
+        raise DataError(f"{place}: '{name}' holds {_described(value)}; texts, numbers, lists and objects are read")
+
+
+def _described(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case str():
+            return "a text"
+        case bool() | int() | float():
+            return "a number"
+        case list():
+            return "a list"
+        case dict():
+            return "an object"
+    return f"a value of type {type(value).__name__}"
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    with open_file(path) as file:
+        for number, line in enumerate(file, 1):
+            content = line.removeprefix(BOM_UTF8) if number == 1 else line
+            if content.strip():
+                yield f"{path}, line {number}", _parsed(content, f"{path}, line {number}")
+
+
+def _is_array(path: Path) -> bool:
+    with open_file(path) as file:
+        return file.read(4096).removeprefix(BOM_UTF8).lstrip().startswith(b"[")
+
+
+def _json_array(path: Path) -> Iterator[tuple[str, Any]]:
+    with open_file(path) as file:
+        rows = _parsed(file.read().removeprefix(BOM_UTF8), str(path))
+    return ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _parsed(raw: bytes, place: str) -> Any:
+    try:
+        return json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place} is not UTF-8: byte 0x{raw[error.start]:02x} in column {error.start + 1}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place} is not JSON: {error}; repair or remove it") from None
+
+
+def _table_rows(
+    path: Path, encodings: Sequence[str], named: Mapping[str, str] | None, count: int
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of a table, the cells by the number of their column. Where columns go by names, the first line holds
+    them; without any, there must be just as many as `count`."""
+    lines = _lines(path, encodings)
+    rows = _csv_cells(path, lines) if kind(path) == ".csv" else _tsv_cells(lines)
+    header = None
+    if named is not None and not all(column.isdecimal() for column in named.values()):
+        _, header = next(rows, (0, []))
+    for number, cells in rows:
+        place = f"{path}, line {number}"
+        if named is None and len(cells) != count:
+            raise DataError(
+                f"{place}: there are {len(cells)} columns where {count} are needed; say which are what with "
+                f"data.columns, counted from 0"
+            )
+        if header is not None and len(cells) != len(header):
+            raise DataError(f"{place}: there are {len(cells)} columns where the first line names {len(header)}")
+        yield place, dict(zip(header or map(str, range(len(cells))), cells))
+
+
+def _tsv_cells(lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+    for number, line in enumerate(lines, 1):
+        if content := line.rstrip("\r\n"):
+            yield number, content.split("\t")
+
+
+def _csv_cells(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+    # The module's own limit is there for files that were never meant to be read; these were.
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(lines, strict=True)
+    try:
+        for cells in reader:
+            if cells:
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num} is not CSV: {error}") from None
+
+
+def _lines(path: Path, encodings: Sequence[str]) -> Iterator[str]:
+    """The lines of a text, with their ends."""
+    if not _is_read_by_lines(encodings):
+        yield from io.StringIO(read_text(path, encodings), newline="\n")
+        return
+    with open_file(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                text = line.decode(encodings[0])
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path}, line {number} is not {encodings[0]}: byte 0x{line[error.start]:02x} does not fit; say "
+                    f"what the file is with --encoding (data.encoding), such as latin-1"
+                ) from None
+            yield text.removeprefix("\ufeff") if number == 1 else text
+
+
+def _is_read_by_lines(encodings: Sequence[str]) -> bool:
+    """Whether lines can be found in the bytes: of one encoding that has ASCII's line break. Otherwise the whole text
+    has to be decoded first."""
+    try:
+        return len(encodings) == 1 and "\n".encode(encodings[0]) == b"\n"
+    except LookupError:
+        raise _unknown_encoding(encodings[0]) from None
+
+
+def _parquet_rows(path: Path, named: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    if path.suffix.lower() in COMPRESSIONS:
+        raise DataError(f"{path}: a parquet file is compressed inside; decompress this one")
+    parquet = _module("pyarrow.parquet", "pyarrow", path)
+    arrow = _module("pyarrow", "pyarrow", path)
+    try:
+        with parquet.ParquetFile(path, memory_map=True) as file:
+            has = file.schema_arrow.names
+            whole = {column if column in has else column.partition(".")[0]: name for name, column in named.items()}
+            for column, name in whole.items():
+                if column not in has:
+                    raise _missing(str(path), name, column, has)
+            number = 0
+            for batch in file.iter_batches(PARQUET_ROWS, columns=list(whole)):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", row
+    except (arrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
