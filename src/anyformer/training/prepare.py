@@ -6,15 +6,16 @@ Each is made once and whole: a run that was stopped here finds it finished, or m
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from anyformer import checkpoints, families, spec, text
-from anyformer.data import Corpus, Document, Sources, find_files, open_corpus, write_corpus
+from anyformer.checkpoints import Carried
+from anyformer.data import Corpus, Document, Sources, find_files, open_corpus, read_manifest, write_corpus
 from anyformer.errors import DataError, TrainingError
 from anyformer.model import Transformer, build, load
 from anyformer.training.objectives import OBJECTIVES
@@ -25,11 +26,12 @@ from anyformer.training.state import write_directory
 
 @dataclass(frozen=True)
 class Text:
-    """What a run reads: the tokenizer and the two corpora."""
+    """What a run reads: the tokenizer, the two corpora, and the names of the labels in them."""
 
     tokenizer: text.Tokenizer
     train: Corpus
     validation: Corpus
+    labels: Sequence[str] = ()
 
 
 def prepare_text(recipe: Recipe, run: Path, display: Display) -> Text:
@@ -43,30 +45,58 @@ def prepare_text(recipe: Recipe, run: Path, display: Display) -> Text:
     tokenizer = text.load(directory)
     if tokenizer is None:
         raise TrainingError(f"{directory} has lost its tokenizer; start the run anew in another directory")
-    return Text(tokenizer, open_corpus(directory, "train"), open_corpus(directory, "validation"))
+    labels = read_manifest(directory).get("labels", ())
+    return Text(tokenizer, open_corpus(directory, "train"), open_corpus(directory, "validation"), labels)
 
 
 def _write_text(recipe: Recipe, directory: Path, display: Display) -> None:
-    data = recipe.data
+    data, objective = recipe.data, OBJECTIVES[recipe.training.objective]
     held_out = find_files(data.validation, exclude=data.exclude) if data.validation else []
-    sources = Sources(find_files(data.train, exclude=data.exclude), held_out, data.encoding, data.held_out, columns=data.columns)
+    files = find_files(data.train, exclude=data.exclude)
+    sources = Sources(files, held_out, data.encoding, data.held_out, objective.fields, data.columns)
     count = len(sources.files)
     display.note(f"{count:,} {'file' if count == 1 else 'files'} of text, {sources.size / 1e6:,.1f} MB")
     if not held_out:
         display.note(f"no data.validation is given, so this is held out: {sources.parting()}")
-    tokenizer = _with_what_is_needed(_tokenizer(recipe, sources, display), recipe)
+    tokenizer = _equipped(_tokenizer(recipe, sources, display), recipe)
+    labels = _labels(recipe, objective.labels(sources.documents))
+    encode = objective.encode(tokenizer, described(recipe), length=recipe.training.sequence_length, labels=labels)
 
     def write(aside: Path) -> None:
         tokenizer.save(aside)
         with display.task("tokenising", sources.size) as advance:
-            write_corpus(aside, sources.documents(), tokenizer, about=sources.facts(), advance=advance)
-        if not all(open_corpus(aside, split).targets for split in ("train", "validation")):
+            write_corpus(
+                aside,
+                sources.documents(),
+                encode,
+                vocabulary=tokenizer.vocabulary_size,
+                about={**sources.facts(), "labels": labels},
+                advance=advance,
+            )
+        train, validation = open_corpus(aside, "train"), open_corpus(aside, "validation")
+        objective.check_corpus(train, recipe.training.sequence_length)
+        if not validation.documents:
             raise DataError("too little text to hold any out for validation; name some in data.validation")
 
     write_directory(directory, write)
-    for split in ("train", "validation"):
-        corpus = open_corpus(directory, split)
-        display.note(f"{split}: {len(corpus.tokens):,} tokens, {corpus.bytes / len(corpus.tokens):.2f} bytes each")
+    for split, said in read_manifest(directory)["splits"].items():
+        display.note(f"{split}: {_amount(said, recipe.training.sequence_length)}")
+
+
+def _amount(said: Mapping[str, Any], longest: int) -> str:
+    """What a split came to, by its manifest."""
+    columns = [f"{count:,} {name}" for name, count in said["columns"].items()]
+    left_out = f"; {said['left_out']:,} left out, empty or longer than {longest:,} tokens" if said["left_out"] else ""
+    return f"{said['documents']:,} documents, {' and '.join(columns)}{left_out}"
+
+
+def _labels(recipe: Recipe, found: list[str]) -> list[str]:
+    """The names of the labels: those that the checkpoint knows where they are enough, else those of the data."""
+    if recipe.model.source is None or not found:
+        return found
+    names = checkpoints.open(recipe.model.source).carried.attributes.get("id2label") or {}
+    known = [str(names[key]) for key in sorted(names, key=int)]
+    return known if set(found) <= set(known) else found
 
 
 def _tokenizer(recipe: Recipe, sources: Sources, display: Display) -> text.Tokenizer:
@@ -83,38 +113,53 @@ def _tokenizer(recipe: Recipe, sources: Sources, display: Display) -> text.Token
     return text.read(Path(recipe.tokenizer))
 
 
-def _with_what_is_needed(tokenizer: text.Tokenizer, recipe: Recipe) -> text.Tokenizer:
+def _equipped(tokenizer: text.Tokenizer, recipe: Recipe) -> text.Tokenizer:
     """The tokenizer with the special tokens of the objective; a fresh model makes room for those it lacks."""
     objective = OBJECTIVES[recipe.training.objective]
-    roles = {role: token for role, token in objective.roles.items() if role not in tokenizer.special_tokens}
-    others = [token for token in objective.tokens if tokenizer.id_of(token) is None]
-    if not roles and not others:
-        return tokenizer
-    if recipe.model.source is not None:
+    roles, others = objective.lacking(tokenizer)
+    missing = [token for token in (*roles.values(), *others) if tokenizer.id_of(token) is None]
+    if missing and recipe.model.source is not None:
         raise TrainingError(
-            f"training.objective '{objective.name}' needs the special token "
-            f"{next(iter([*roles.values(), *others]))!r}, and the tokenizer of {recipe.model.source} has none"
+            f"training.objective '{objective.name}' needs the special token {missing[0]!r}, and the tokenizer of "
+            f"{recipe.model.source} has none"
         )
-    return tokenizer.with_special(roles, others)
+    return objective.equip(tokenizer.with_special(roles, others) if roles or others else tokenizer)
 
 
 def _training_texts(documents: Iterator[Document], advance: Callable[[int], object]) -> Iterator[str]:
     for document in documents:
+        texts = list(_strings(document.fields)) or [document.text]
         if document.split == "train":
-            yield document.text
-        advance(len(document.text))
+            yield from texts
+        advance(sum(map(len, texts)))
 
 
-def starting_model(recipe: Recipe, tokenizer: text.Tokenizer, device: torch.device) -> Transformer:
-    """The model before step 0, float32: fresh from the recipe's seed, or the checkpoint that it names.
+def _strings(value: Any) -> Iterator[str]:
+    """All texts in the fields of a record."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _strings(list(value.values()))
+    elif isinstance(value, list):
+        for each in value:
+            yield from _strings(each)
+
+
+def starting_model(
+    recipe: Recipe, tokenizer: text.Tokenizer, device: torch.device, labels: Sequence[str] = ()
+) -> Transformer:
+    """The model before step 0, float32: fresh from the recipe's seed, or the checkpoint that it names; with what its
+    objective puts in, such as a head for these labels.
 
     Raises `TrainingError` where its vocabulary is too small for the tokenizer.
     """
+    objective = OBJECTIVES[recipe.training.objective]
     if recipe.model.source is not None:
         model = load(recipe.model.source, torch.float32, device)
         _check_vocabulary(model.spec, tokenizer.vocabulary_size)
+        model = _with_spec(model, objective.adapt(model.spec, len(labels)), recipe.run.seed)
     else:
-        described = model_spec(recipe, tokenizer.vocabulary_size)
+        described = objective.adapt(model_spec(recipe, tokenizer.vocabulary_size), len(labels))
         _check_vocabulary(described, tokenizer.vocabulary_size)
         model = build(described, device=device, seed=recipe.run.seed)
         model.family = recipe.model.preset.partition(":")[0] if recipe.model.preset is not None else None
@@ -123,7 +168,31 @@ def starting_model(recipe: Recipe, tokenizer: text.Tokenizer, device: torch.devi
             special["decoder_start"] = tokenizer.pad if tokenizer.pad is not None else tokenizer.eos
         model.generation = {f"{name}_token_id": token for name, token in special.items() if token is not None}
     model.tokenizer = tokenizer
+    if labels:
+        numbered = {str(index): label for index, label in enumerate(labels)}
+        carried = model.carried or Carried()
+        named = {"id2label": numbered, "label2id": {label: int(index) for index, label in numbered.items()}}
+        model.carried = replace(carried, attributes={**carried.attributes, **named})
     return model
+
+
+def _with_spec(model: Transformer, described: spec.Transformer, seed: int) -> Transformer:
+    """A model of another spec with the parameters that this one has too, and fresh ones where it has none."""
+    if described == model.spec:
+        return model
+    made = build(described, device=model.device, seed=seed)
+    has = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if name in has and has[name].shape == parameter.shape:
+                parameter.copy_(has[name])
+    made.family, made.origin, made.generation, made.carried = (
+        model.family,
+        model.origin,
+        model.generation,
+        model.carried,
+    )
+    return made
 
 
 def model_spec(recipe: Recipe, vocabulary: int) -> spec.Transformer:
@@ -149,17 +218,23 @@ def _stacks(data: dict[str, Any]) -> list[dict[str, Any]]:
     return [data[name] for name in ("encoder", "decoder") if isinstance(data.get(name), dict)]
 
 
+def described(recipe: Recipe) -> spec.Transformer:
+    """The spec of the recipe's model, but for the vocabulary of a fresh one and how many labels there are."""
+    if recipe.model.source is not None:
+        found = checkpoints.open(recipe.model.source).spec
+    else:
+        found = model_spec(recipe, vocabulary=1)
+    return OBJECTIVES[recipe.training.objective].adapt(found, labels=2)
+
+
 def check_model(recipe: Recipe) -> None:
     """Find out before anything long begins whether the recipe's model exists and can have its objective.
 
     Raises `SpecError`, `CheckpointError` or `TrainingError`.
     """
-    if recipe.model.source is not None:
-        described = checkpoints.open(recipe.model.source).spec
-    else:
-        described = model_spec(recipe, vocabulary=1)
-    OBJECTIVES[recipe.training.objective].check(described)
-    length, position = recipe.training.sequence_length, described.output.embeddings.position
+    model = described(recipe)
+    OBJECTIVES[recipe.training.objective].check(model)
+    length, position = recipe.training.sequence_length, model.output.embeddings.position
     if isinstance(position, spec.Learned) and position.size < length:
         raise TrainingError(
             f"training.sequence_length={length:,} is longer than the {position.size:,} learned positions of the model"
