@@ -96,6 +96,12 @@ class Transformer(nn.Module):
         """What the parameters are."""
         return self.output_stack.embeddings.tokens.weight.dtype
 
+    def checkpoint_activations(self, on: bool = True) -> None:
+        """Keep of each layer only its input for the backward pass, which then computes it again (see `Stack`)."""
+        for stack in (self.encoder, self.decoder):
+            if stack is not None:
+                stack.checkpoint_activations = on
+
     @property
     def positions(self) -> int | None:
         """How many positions the output stack has learned; None where any position will do."""
@@ -162,8 +168,9 @@ class Transformer(nn.Module):
                 queries = tokens_of(tokens, valid, documents, positions, prefix)
             if source is not None and len(source) != len(tokens):
                 raise InputError(f"the source has {len(source)} rows, but the tokens have {len(tokens)}")
-            encoded, source_tokens = self._source(source, source_valid, source_documents, cache)
+            encoded, source_tokens, auxiliary = self._source(source, source_valid, source_documents, cache)
             context = Context(queries, source=encoded, source_tokens=source_tokens, cache=cache)
+            context.auxiliary += auxiliary
             hidden = self.output_stack(tokens, context, segments)
             if cache is not None:
                 cache.source = source_tokens
@@ -171,30 +178,31 @@ class Transformer(nn.Module):
                 cache.remember(tokens, valid)
                 # Where the cache was told everything again, what was asked for stands at the end.
                 hidden, queries = hidden[:, -asked:], queries[-asked:]
-            auxiliary = sum(context.auxiliary) if context.auxiliary else 0.0
+            balance = sum(context.auxiliary) if context.auxiliary else 0.0
             if self.head is None:
-                return Output(hidden, auxiliary_loss=auxiliary)
+                return Output(hidden, auxiliary_loss=balance)
             if targets is not None:
                 total, count = self.head.loss(hidden, queries, targets)
-                return Output(hidden, None, total / count.clamp(min=1), count, auxiliary)
-            return Output(hidden, self.head(hidden[:, -1:] if last else hidden, queries), auxiliary_loss=auxiliary)
+                return Output(hidden, None, total / count.clamp(min=1), count, balance)
+            return Output(hidden, self.head(hidden[:, -1:] if last else hidden, queries), auxiliary_loss=balance)
 
     def _source(
         self, source: Tensor | None, valid: Tensor | None, documents: Lengths | Tensor | None, cache: Cache | None
-    ) -> tuple[Tensor | None, Tokens | None]:
-        """The encoder's hidden states and their tokens; from the cache after its first call."""
+    ) -> tuple[Tensor | None, Tokens | None, list[Tensor]]:
+        """The encoder's hidden states and their tokens, from the cache after its first call; what its layers hand up."""
         if self.encoder is None or self.decoder is None:
             if source is not None:
                 raise InputError(f"this model is {_a(self.spec.shape)}; only an encoder-decoder takes a source")
-            return None, None
+            return None, None, []
         if source is None:
             if cache is None or cache.source is None:
                 raise InputError("an encoder-decoder needs source= (with a cache, at its first call)")
-            return None, cache.source
+            return None, cache.source, []
         if cache is not None and cache.source is not None:
             raise InputError("the cache already holds a source; make a new cache for a new one")
         tokens = tokens_of(source, valid, documents, None, None)
-        return self.encoder(source, Context(tokens)), tokens
+        context = Context(tokens)
+        return self.encoder(source, context), tokens, context.auxiliary
 
     def next_logits(
         self,

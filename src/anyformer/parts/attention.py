@@ -81,6 +81,15 @@ class Attention(SideBySide):
         out = kernels.attend(q, k, v, context.visible(self.mask, keys), self.scores(context))
         return self.output(out.transpose(1, 2).flatten(2))
 
+    def prepare(self, context: Context, dtype: torch.dtype) -> None:
+        """Have the context make, before any layer runs, what the layers of a pass without a cache share. `dtype` is
+        that of the queries."""
+        keys = context.source_tokens if self.cross else context.queries
+        assert keys is not None
+        if self.angles is not None:
+            context.rotary(self.angles, context.queries)
+        kernels.prepare(context.visible(self.mask, keys), self.scores(context), dtype)
+
     def scores(self, context: Context) -> Scores:
         """What happens to scores besides masking."""
         bias: Bias | None = self.alibi if self.alibi is not None else self.relative

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -40,6 +41,13 @@ class Context:
         self.auxiliary: list[Tensor] = []
         # Keys are the objects themselves: held by identity, they cost no hashing of their fields and cannot go away.
         self._made: dict[Any, Any] = {}
+
+    def apart(self) -> Self:
+        """The same pass, sharing all that is made for it, with a list of its own for what layers hand up: whoever runs
+        a layer twice counts its losses once."""
+        other = copy.copy(self)
+        other.auxiliary = []
+        return other
 
     def rotary(self, angles: RotaryAngles, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """The rotary tables of these angles at these tokens' positions, for a text as long as the cache makes it."""

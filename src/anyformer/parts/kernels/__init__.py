@@ -70,6 +70,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores) ->
     return _kernel(q, k, visible, scores).attend(q, k, v, visible, scores)
 
 
+def prepare(visible: Visible, scores: Scores, dtype: torch.dtype) -> None:
+    """Make now what `attend`, on queries of `dtype`, would make and leave in `visible` for later layers to find."""
+    for _, part in visible.parts:
+        prepare(part, scores, dtype)
+    if scores.bias is not None and visible.form not in ("documents", "band"):
+        visible.added(scores.bias, sdpa.width_of_bias(dtype, visible.q.position.device))
+
+
 def _kernel(q: Tensor, k: Tensor, visible: Visible, scores: Scores) -> ModuleType:
     if _chosen is not None:
         reason = _chosen.kernel.limits(q, k, visible, scores)
@@ -107,4 +115,4 @@ def _alone(x: Tensor) -> Tensor:
     return x.transpose(0, 1)[None]
 
 
-__all__ = ["KERNELS", "Scores", "attend", "use"]
+__all__ = ["KERNELS", "Scores", "attend", "prepare", "use"]

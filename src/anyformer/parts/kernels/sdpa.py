@@ -19,6 +19,12 @@ def limits(q: Tensor, k: Tensor, visible: Visible, scores: Scores) -> str | None
     return None
 
 
+def width_of_bias(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype of what is added to the scores of queries of `dtype`."""
+    # On CPU it may stay float32 in a bfloat16 model, where -300.7 would round to -300.
+    return dtype if device.type == "cuda" or dtype == torch.float64 else torch.float32
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores) -> Tensor:
     """[B, H, T, C] from queries [B, H, T, C], keys and values [B, K, S, C]; values may be of another width."""
     B, H, T, C = q.shape
@@ -33,8 +39,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores) ->
         return attend(q, k, F.pad(v, (0, narrower)), visible, scores)[..., :-narrower]
     added: Tensor | None = None
     if bias is not None:
-        # On CPU the mask may stay float32 in a bfloat16 model, where -300.7 would round to -300.
-        added = visible.added(bias, q.dtype if q.is_cuda or q.dtype == torch.float64 else torch.float32)
+        added = visible.added(bias, width_of_bias(q.dtype, q.device))
     elif not causal and visible.form != "everything":
         added = visible.dense
     if T == 1 and H != K and added is None:
