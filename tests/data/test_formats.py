@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from anyformer.data import formats
-from anyformer.data.formats import read_records, read_text
+from anyformer.data.files import read_text
+from anyformer.data.formats import read_records
 from anyformer.errors import DataError
 
 PAIR = ("source", "target")

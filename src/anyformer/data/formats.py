@@ -1,4 +1,4 @@
-"""How a file is read: its bytes, its text, its records.
+"""What files hold: texts, or records in one of these forms.
 
     *.jsonl  *.ndjson    an object a line
     *.json               the same, or one array of objects
@@ -13,26 +13,22 @@ guessed: what does not fit is an error that names file and line.
 from __future__ import annotations
 
 import csv
-import gzip
-import importlib
 import io
 import json
 import sys
-import zlib
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
+from anyformer.data.files import COMPRESSIONS, open_file, optional, read_text, unknown_encoding
 from anyformer.errors import DataError
 
 #: Files of these kinds hold records, whatever is wanted of them.
 RECORD_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
 #: Files of these kinds are texts, unless a field other than `text`, or a column, is wanted of them.
 TABLE_SUFFIXES = (".tsv", ".csv", ".json")
-COMPRESSIONS = (".gz", ".zst")
 #: What is read of a file where nothing else is asked for.
 TEXT = ("text",)
 #: How many rows of a parquet file are decoded at once.
@@ -59,70 +55,6 @@ def holds_records(path: Path, fields: Sequence[str] = TEXT, columns: Mapping[str
     """Whether a file is read by records where `fields` are wanted, or as one text."""
     is_table = kind(path) in TABLE_SUFFIXES and (tuple(fields) != TEXT or bool(columns))
     return kind(path) in RECORD_SUFFIXES or is_table
-
-
-@contextmanager
-def open_file(path: Path) -> Iterator[BinaryIO]:
-    """A file's bytes, decompressed on the way. Raises `DataError` where they cannot be read."""
-    torn: tuple[type[Exception], ...] = (EOFError, zlib.error)
-    try:
-        match path.suffix.lower():
-            case ".gz":
-                file = cast(BinaryIO, gzip.open(path))  # noqa: SIM115
-            case ".zst":
-                zstd = _zstd(path)
-                torn += (zstd.ZstdError,)
-                file = zstd.open(path)
-            case _:
-                file = path.open("rb")
-        with file:
-            yield file
-    except torn as error:
-        raise DataError(f"{path} is torn or not what its name says: {error}; fetch or make it again") from None
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-
-
-def _zstd(path: Path) -> Any:
-    """Zstandard as Python has it from 3.14 on, or its backport."""
-    name = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
-    return _module(name, "backports.zstd", path)
-
-
-def _module(name: str, package: str, path: Path) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise DataError(f"reading {path} needs {package}: pip install 'anyformer[train]'") from None
-
-
-def read_text(path: Path, encodings: Sequence[str] = ("utf-8",)) -> str:
-    """The text of a file, in the first of `encodings` that all of it fits; a leading byte-order mark is dropped.
-
-    Raises `DataError` with the byte offset of what does not fit the first encoding, and where the file is unreadable
-    or an encoding unknown.
-    """
-    with open_file(path) as file:
-        raw = file.read()
-    misfits: list[UnicodeDecodeError] = []
-    for encoding in encodings:
-        try:
-            return raw.decode(encoding).removeprefix("\ufeff")
-        except UnicodeDecodeError as error:
-            misfits.append(error)
-        except LookupError:
-            raise _unknown_encoding(encoding) from None
-    first = misfits[0]
-    raise DataError(
-        f"{path} is not {' nor '.join(encodings)}: byte 0x{raw[first.start]:02x} at offset {first.start} does not fit; "
-        f"say what it is with --encoding (data.encoding), such as latin-1, or several to try in turn for each file"
-    )
-
-
-def _unknown_encoding(encoding: str) -> DataError:
-    return DataError(
-        f"there is no text encoding '{encoding}'; data.encoding takes names such as utf-8, latin-1, cp1252"
-    )
 
 
 def read_records(
@@ -309,14 +241,14 @@ def _is_read_by_lines(encodings: Sequence[str]) -> bool:
     try:
         return len(encodings) == 1 and "\n".encode(encodings[0]) == b"\n"
     except LookupError:
-        raise _unknown_encoding(encodings[0]) from None
+        raise unknown_encoding(encodings[0]) from None
 
 
 def _parquet_rows(path: Path, named: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
     if path.suffix.lower() in COMPRESSIONS:
         raise DataError(f"{path}: a parquet file is compressed inside; decompress this one")
-    parquet = _module("pyarrow.parquet", "pyarrow", path)
-    arrow = _module("pyarrow", "pyarrow", path)
+    parquet = optional("pyarrow.parquet", "pyarrow", path)
+    arrow = optional("pyarrow", "pyarrow", path)
     try:
         with parquet.ParquetFile(path, memory_map=True) as file:
             has = file.schema_arrow.names

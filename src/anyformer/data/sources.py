@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from anyformer.checkpoints import hub
-from anyformer.data.formats import COMPRESSIONS, RECORD_SUFFIXES, TEXT, holds_records, read_records, read_text
+from anyformer.data.files import COMPRESSIONS, read_text
+from anyformer.data.formats import RECORD_SUFFIXES, TEXT, holds_records, read_records
 from anyformer.errors import DataError
 
 #: What a reference to a data set on a hub begins with; no path of a folder is mistaken for one.
