@@ -98,3 +98,30 @@ def test_ids_that_are_forced_and_words_that_are_banned() -> None:
     assert Settings.of(file).banned == found.bad_words
     assert Settings.of({"forced_eos_token_id": 2}).forced_eos == (2,)
     assert Settings.of(file, bad_words=(), forced_eos=(), forced_bos=3) == Settings(forced_bos=3)
+
+
+def test_how_the_caller_chooses_takes_the_place_of_how_the_file_does() -> None:
+    """A file's beams hold unless the caller draws; a file that samples does not where the caller searches."""
+    beams = {"num_beams": 6, "length_penalty": 0.6, "early_stopping": True, "num_return_sequences": 2}
+    found = Settings.of(beams)
+    assert (found.beams, found.length_penalty, found.early_stopping, found.answers) == (6, 0.6, True, 2)
+    assert Settings.of(beams, temperature=0.7).beams == Settings.of(beams, temperature=0.7).answers == 1
+    assert Settings.of(beams, temperature=0).beams == 6
+    assert Settings.of(beams, beams=1).answers == 1
+    sampled = {"do_sample": True, "temperature": 0.4}
+    assert Settings.of(sampled, beams=3).temperature == 0 and Settings.of(sampled, beams=1).temperature == 0.4
+    assert Settings.of({**sampled, "early_stopping": "never"}).early_stopping == "never"
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"beams": 2, "temperature": 1.0}, "beam search draws nothing: set temperature to 0, or beams to 1"),
+        ({"beams": 2, "answers": 3}, "2 beams give no 3 answers; ask for fewer, or give more beams"),
+        ({"answers": 2}, "taking the likeliest token gives one answer; for several, set beams, or a temperature"),
+    ],
+)
+def test_settings_that_exclude_each_other(given: dict[str, Any], complaint: str) -> None:
+    """One sentence that says which, and what to do."""
+    with pytest.raises(InputError, match=f"^{complaint}"):
+        Settings.of({}, **given)

@@ -158,3 +158,21 @@ def test_a_prefix_stays_known() -> None:
     keys = cache.plan(None, q).keys
     assert keys.prefix is not None and keys.prefix.tolist() == [[3], [3]]
     assert Prefix().allows(q, keys)[0].tolist() == [[True] * 3 + [False] * 2]
+
+
+def test_rows_copied_are_rows_reordered() -> None:
+    """Copying the rows that change gives what naming every row anew gives, in what a layer of any horizon reads next;
+    the source's keys stay where they are."""
+    caches = [follow(4, together(3, 1, 1, 1, 1, 1)) for _ in range(2)]
+    for cache in caches:
+        cache.layers[0].crossed = (torch.zeros(4, 1, 2, 1), torch.zeros(4, 1, 2, 1))
+    kept = caches[1].layers[0].crossed
+    caches[0].reorder(torch.tensor([0, 3, 0, 3]))
+    caches[1].copy([1, 2], [3, 0])
+    assert caches[1].layers[0].crossed is kept
+    q = [cache.queries(1, None, None) for cache in caches]
+    for layers in zip(*(cache.layers for cache in caches), strict=True):
+        plans = [cache.plan(layer.horizon, each) for cache, layer, each in zip(caches, layers, q)]
+        read = [layer.extend(plan, None, *[torch.ones(4, 2, 1, 1)] * 2) for layer, plan in zip(layers, plans)]
+        assert all(torch.equal(one, other) for one, other in zip(*read, strict=True))
+    caches[1].copy([], [])

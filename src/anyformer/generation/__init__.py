@@ -1,6 +1,7 @@
-"""Sampling and decoding loops; they know a model only by the `Decoder` protocol."""
+"""Sampling, beam search and decoding loops; they know a model only by the `Decoder` protocol."""
 
+from anyformer.generation.beam import Answer, search
 from anyformer.generation.decoding import Decoder, left_padded, steps
 from anyformer.generation.settings import Settings
 
-__all__ = ["Decoder", "Settings", "left_padded", "steps"]
+__all__ = ["Answer", "Decoder", "Settings", "left_padded", "search", "steps"]

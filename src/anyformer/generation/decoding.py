@@ -65,58 +65,45 @@ def steps(
 
     prompt [B, T] is what the decoder has read before (with an encoder: its start token); `valid` says which are no
     padding, wherever that stands. `cache` continues an earlier conversation: the prompt is then only what is new,
-    beginning with the id that was yielded last, which no call has read yet. Raises `InputError` where the prompt alone
-    is longer than the positions that the model has learned.
+    beginning with the id that was yielded last, which no call has read yet. Of the settings, those of beam search are
+    passed over. Raises `InputError` where the prompt alone is longer than the positions that the model has learned.
     """
-    if prompt.dim() != 2:
-        raise InputError(f"the prompt must be ids [B, T], not {list(prompt.shape)}; add the batch dimension")
+    prompt, valid = checked(prompt, valid)
     rows, length = prompt.shape
-    if length == 0:
-        raise InputError("the prompt is empty; give at least one token to continue from")
-    if valid is not None:
-        prompt, valid = _padding_first(prompt, valid)
     cache = model.new_cache(rows) if cache is None else cache
-    most = settings.max_new_tokens
-    if model.positions is not None:
-        if cache.length + length > model.positions:
-            raise InputError(
-                f"the prompt has {cache.length + length} tokens, but the model has learned {model.positions} "
-                f"positions; shorten it"
-            )
-        most = min(most, model.positions - cache.length - length + 1)
+    begins = cache.length + length == 1
+    most = most_new(model, cache.length + length, settings)
     generator = None
     if settings.seed is not None:
         generator = torch.Generator(prompt.device).manual_seed(settings.seed)
     eos = torch.tensor(settings.eos, device=prompt.device)
-    pad = settings.pad if settings.pad is not None else (settings.eos[0] if settings.eos else 0)
-    seen = None
-    if settings.repetition_penalty != 1.0 or settings.bad_words:
-        # Padding was never said.
-        seen = prompt if valid is None else torch.where(valid, prompt, -1)
-    pieces = [slice(start, start + PREFILL) for start in range(0, length, PREFILL)]
-    for piece in pieces[:-1]:
-        model.next_logits(prompt[:, piece], cache, valid=_cut(valid, piece), source=source, source_valid=source_valid)
-        source = source_valid = None
-    ids, real = prompt[:, pieces[-1]], _cut(valid, pieces[-1])
+    seen = said(prompt, valid, settings)
     ended = torch.zeros(rows, dtype=torch.bool, device=prompt.device)
-    begins = cache.length + length == 1
+    logits = read(model, prompt, cache, valid=valid, source=source, source_valid=source_valid)
     for step in range(most):
-        logits = model.next_logits(ids, cache, valid=real, source=source, source_valid=source_valid)
-        source = source_valid = real = None
         forced = settings.forced(first=begins and step == 0, last=step == most - 1)
         chosen = next_token(logits, settings, seen, generator) if forced is None else forced
-        new = torch.where(ended, pad, chosen)
+        new = torch.where(ended, settings.filler, chosen)
         yield new
         ids = new[:, None]
         seen = None if seen is None else torch.cat((seen, ids), 1)
         if settings.eos:
             ended = ended | torch.isin(new, eos)
-            if bool(ended.all()):
-                return
+        if step == most - 1 or bool(ended.all()):
+            return
+        logits = model.next_logits(ids, cache)
 
 
-def _padding_first(prompt: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """The same rows with all padding on the left, so that each ends with its last token."""
+def checked(prompt: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """A prompt [B, T] and which of it is valid, all padding on the left, so that each row ends with its last token.
+
+    Raises `InputError` for a prompt that is not [B, T], or has a row without a token."""
+    if prompt.dim() != 2:
+        raise InputError(f"the prompt must be ids [B, T], not {list(prompt.shape)}; add the batch dimension")
+    if prompt.shape[1] == 0:
+        raise InputError("the prompt is empty; give at least one token to continue from")
+    if valid is None:
+        return prompt, None
     if valid.shape != prompt.shape:
         raise InputError(f"valid is {list(valid.shape)}, but the prompt is {list(prompt.shape)}")
     if not bool(valid.any(1).all()):
@@ -125,5 +112,40 @@ def _padding_first(prompt: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     return prompt.gather(1, order), valid.gather(1, order)
 
 
-def _cut(valid: Tensor | None, piece: slice) -> Tensor | None:
-    return None if valid is None else valid[:, piece]
+def most_new(model: Decoder, length: int, settings: Settings) -> int:
+    """How many tokens may follow `length` of them. Raises `InputError` where these are too many themselves."""
+    if model.positions is None:
+        return settings.max_new_tokens
+    if length > model.positions:
+        raise InputError(
+            f"the prompt has {length} tokens, but the model has learned {model.positions} positions; shorten it"
+        )
+    # The last position still predicts one token more.
+    return min(settings.max_new_tokens, model.positions - length + 1)
+
+
+def said(prompt: Tensor, valid: Tensor | None, settings: Settings) -> Tensor | None:
+    """What each row has said so far, [B, T], -1 for padding, which was never said; None where no setting asks."""
+    if settings.repetition_penalty == 1.0 and not settings.bad_words:
+        return None
+    return prompt if valid is None else torch.where(valid, prompt, -1)
+
+
+def read(
+    model: Decoder,
+    prompt: Tensor,
+    cache: Cache,
+    *,
+    valid: Tensor | None = None,
+    source: Tensor | None = None,
+    source_valid: Tensor | None = None,
+) -> Tensor:
+    """Read a prompt [B, T] in pieces; logits [B, V] after its last token."""
+    logits = None
+    for start in range(0, prompt.shape[1], PREFILL):
+        piece = slice(start, start + PREFILL)
+        real = None if valid is None else valid[:, piece]
+        logits = model.next_logits(prompt[:, piece], cache, valid=real, source=source, source_valid=source_valid)
+        source = source_valid = None
+    assert logits is not None
+    return logits

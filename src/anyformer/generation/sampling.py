@@ -15,14 +15,19 @@ def next_token(
 ) -> Tensor:
     """The next id of each row, [B]: the likeliest, or, at a temperature above 0, a draw. `seen_BT` is what each row has
     said, -1 where it has said nothing."""
-    logits = logits_BV.float()
-    if settings.repetition_penalty != 1.0 and seen_BT is not None:
-        logits = penalized(logits, seen_BT, settings.repetition_penalty)
-    if settings.bad_words and seen_BT is not None:
-        logits = without(logits, seen_BT, settings.banned)
+    logits = adjusted(logits_BV.float(), settings, seen_BT)
     if settings.temperature == 0:
         return logits.argmax(-1)
     return torch.multinomial(distribution(logits, settings), 1, generator=generator)[:, 0]
+
+
+def adjusted(scores_BV: Tensor, settings: Settings, seen_BT: Tensor | None) -> Tensor:
+    """Logits, or logarithms of probabilities, after the repetition penalty and without bad words."""
+    if settings.repetition_penalty != 1.0 and seen_BT is not None:
+        scores_BV = penalized(scores_BV, seen_BT, settings.repetition_penalty)
+    if settings.bad_words and seen_BT is not None:
+        scores_BV = without(scores_BV, seen_BT, settings.banned)
+    return scores_BV
 
 
 def penalized(logits_BV: Tensor, seen_BT: Tensor, penalty: float) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -15,6 +15,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    model_validator,
 )
 
 from anyformer.errors import InputError
@@ -25,6 +26,10 @@ _NAMES = {
     "top_k": "top_k",
     "top_p": "top_p",
     "min_p": "min_p",
+    "num_beams": "beams",
+    "length_penalty": "length_penalty",
+    "early_stopping": "early_stopping",
+    "num_return_sequences": "answers",
     "repetition_penalty": "repetition_penalty",
     "bad_words_ids": "bad_words",
     "forced_bos_token_id": "forced_bos",
@@ -47,6 +52,11 @@ class Settings(BaseModel):
     temperature         0 is greedy; otherwise logits are divided by it and a token is drawn
     top_k, top_p, min_p keep the k likeliest tokens; the fewest that hold probability p (Holtzman et al. 2020); those
                         at least min_p times as likely as the likeliest (Nguyen et al. 2024). 0, 1 and 0 keep all
+    beams               above 1: beam search (`generation/beam.py`), so many beams wide
+    length_penalty      p of its score, the summed log-probability divided by length^p: above 0 favours long answers
+    early_stopping      when a search is over. True: with as many answers as beams; False: when the best running beam,
+                        as long as it is, scores below all of them; "never": when it could not at any length
+    answers             how many for each prompt: the best that beam search found, or so many draws
     repetition_penalty  divides (negative: multiplies) the logits of tokens already there (Keskar et al. 2019)
     bad_words           sequences of ids of which none is ever completed; one that is an end token alone does not count
     max_new_tokens      the most to add to each sequence
@@ -63,6 +73,10 @@ class Settings(BaseModel):
     top_k: NonNegativeInt = 0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    beams: PositiveInt = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    answers: PositiveInt = 1
     repetition_penalty: PositiveFloat = 1.0
     bad_words: tuple[Word, ...] = ()
     max_new_tokens: PositiveInt = 64
@@ -80,13 +94,40 @@ class Settings(BaseModel):
         settings: dict[str, Any] = {name: config[key] for key, name in _NAMES.items() if config.get(key) is not None}
         if config.get("do_sample"):
             settings["temperature"] = config.get("temperature") or 1.0
-        settings.update({name: value for name, value in given.items() if value is not None})
+        given = {name: value for name, value in given.items() if value is not None}
+        # The caller's way of choosing takes the place of the file's.
+        if "beams" in given:
+            settings.pop("answers", None)
+            settings["temperature"] = settings.get("temperature", 0.0) if given["beams"] == 1 else 0.0
+        elif given.get("temperature"):
+            settings.pop("answers", None)
+            settings.pop("beams", None)
+        settings.update(given)
         try:
             return cls.model_validate(settings)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
+            if not first["loc"]:
+                raise InputError(first["msg"].removeprefix("Value error, ")) from None
             name = ".".join(str(step) for step in first["loc"])
             raise InputError(f"the generation setting '{name}' cannot be used: {first['msg'].lower()}") from None
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.beams > 1 and self.temperature > 0:
+            raise ValueError("beam search draws nothing: set temperature to 0, or beams to 1")
+        if self.beams > 1 and self.answers > self.beams:
+            raise ValueError(f"{self.beams} beams give no {self.answers} answers; ask for fewer, or give more beams")
+        if self.beams == 1 and self.answers > 1 and self.temperature == 0:
+            raise ValueError(
+                "taking the likeliest token gives one answer; for several, set beams, or a temperature above 0"
+            )
+        return self
+
+    @property
+    def filler(self) -> int:
+        """The id that stands after an end."""
+        return self.pad if self.pad is not None else (self.eos[0] if self.eos else 0)
 
     @property
     def banned(self) -> tuple[tuple[int, ...], ...]:

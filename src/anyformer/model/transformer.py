@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from anyformer import spec
 from anyformer.errors import InputError
-from anyformer.generation import Settings, left_padded, steps
+from anyformer.generation import Answer, Settings, left_padded, search, steps
 from anyformer.model.heads import build_head, pool
 from anyformer.model.stack import Stack
 from anyformer.parts.cache import Cache
@@ -240,8 +240,8 @@ class Transformer(nn.Module):
 
         Texts in, texts out: list[str] of what is new. Or ids [B, T] in (`valid` [B, T] marks padding), new ids [B, N]
         out, without prompt and start token, padded after the end. Settings are those of
-        `anyformer.generation.Settings` (`max_new_tokens`, `temperature`, `top_k`, `seed` ...); given ones win over the
-        checkpoint's own.
+        `anyformer.generation.Settings` (`max_new_tokens`, `temperature`, `beams`, `seed` ...); given ones win over the
+        checkpoint's own. With `answers`, those of a prompt follow each other: B · answers rows.
         """
         chosen = Settings.of(self.generation, **settings)
         if not isinstance(prompts, Tensor):
@@ -278,32 +278,46 @@ class Transformer(nn.Module):
         return [row or [start] for row in rows]  # type: ignore[list-item]
 
     def _generate(self, ids: Tensor, valid: Tensor | None, settings: Settings) -> Tensor:
-        new = list(self._steps(ids, valid, settings))
+        if settings.beams > 1:
+            found = search(self, **self._to_read(ids, valid, settings), settings=settings)
+            return _padded(found, settings).to(self.device)
+        ids = ids.repeat_interleave(settings.answers, 0)
+        valid = None if valid is None else valid.repeat_interleave(settings.answers, 0)
+        new = list(steps(self, **self._to_read(ids, valid, settings), settings=settings))
         return torch.stack(new, 1) if new else ids.new_zeros(len(ids), 0)
 
-    def _steps(
-        self, ids: Tensor, valid: Tensor | None, settings: Settings, cache: Cache | None = None
-    ) -> Iterator[Tensor]:
+    def _to_read(self, ids: Tensor, valid: Tensor | None, settings: Settings) -> dict[str, Any]:
+        """What decoding begins with: ids [B, T] as the prompt; or as the source, and a start token as the prompt."""
         if self.decoder is None:
             raise InputError("an encoder reads and does not write; only a model with a decoder generates")
         if self.encoder is None:
-            return steps(self, ids, settings, valid=valid, cache=cache)
+            return {"prompt": ids, "valid": valid}
         start = settings.start if settings.start is not None else settings.bos
         if start is None:
             raise InputError(
                 "no token is known that the decoder starts with; give start= (or decoder_start_token_id in .generation)"
             )
         begin = torch.full((len(ids), 1), start, device=self.device)
-        return steps(self, begin, settings, source=ids, source_valid=valid, cache=cache)
+        return {"prompt": begin, "source": ids, "source_valid": valid}
 
     def stream(self, prompt: str | Sequence[int], cache: Cache | None = None, **settings: Any) -> Iterator[str]:
         """Continue one prompt (text, or ids) piece by piece, as tokens come; never splits a character. With a `cache`,
-        the prompt is only what is new since the call before."""
+        the prompt is only what is new since the call before.
+
+        Beam search knows its first token only at the end, so it gives one piece; and it continues no cache."""
         chosen = Settings.of(self.generation, **settings)
         tokenizer = self._tokenizer()
         row = self.encode_prompts([prompt], chosen)[0] if isinstance(prompt, str) else list(prompt)
+        given = torch.tensor([row], device=self.device)
+        if chosen.beams > 1 or chosen.answers > 1:
+            if cache is not None or chosen.answers > 1:
+                raise InputError(
+                    "a stream is of one answer, and beam search continues no cache; set beams=1, answers=1"
+                )
+            yield tokenizer.decode(_until(self._generate(given, None, chosen)[0].tolist(), chosen.eos))
+            return
         pieces = tokenizer.stream()
-        for ids in self._steps(torch.tensor([row], device=self.device), None, chosen, cache):
+        for ids in steps(self, **self._to_read(given, None, chosen), settings=chosen, cache=cache):
             if int(ids[0]) in chosen.eos:
                 break
             yield pieces.push(int(ids[0]))
@@ -444,6 +458,17 @@ def _right(ids: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return ids, None
     order = torch.argsort((~valid).long(), dim=1, stable=True)
     return ids.gather(1, order), valid.gather(1, order)
+
+
+def _padded(found: Sequence[Sequence[Answer]], settings: Settings) -> Tensor:
+    """The ids of the answers to each prompt, [B · answers, N], padded after the end; where there are too few, empty."""
+    rows = [
+        answer.ids
+        for answers in found
+        for answer in [*answers, *[Answer([], 0.0)] * settings.answers][: settings.answers]
+    ]
+    longest = max(map(len, rows), default=0)
+    return torch.tensor([row + [settings.filler] * (longest - len(row)) for row in rows], dtype=torch.long)
 
 
 def _until(row: list[int], eos: Sequence[int]) -> list[int]:

@@ -83,6 +83,12 @@ class LayerCache:
         if self.crossed is not None:
             self.crossed = (self.crossed[0].index_select(0, rows), self.crossed[1].index_select(0, rows))
 
+    def copy(self, to: Tensor, of: Tensor, length: int) -> None:
+        """Let the rows `to` continue what the rows `of` have seen, up to `length` tokens, of the same source."""
+        for store in self.stored:
+            filled = store[:, :, :length]
+            filled.index_copy_(0, to, filled.index_select(0, of))
+
 
 def _slice(store: Tensor, plan: Plan, new: Tensor) -> Tensor:
     store[:, :, plan.start : plan.stop] = new
@@ -244,8 +250,18 @@ class Cache:
             self.counts = self._counts() + (q.length if q.valid is None else q.valid.sum(1))
         self.length += q.length
 
+    def copy(self, to: Sequence[int], of: Sequence[int]) -> None:
+        """Let row to[i] continue what row of[i] has seen, of the same prompt and source: what beam search does between
+        steps. The other rows stay as they are, and cost nothing."""
+        if not to:
+            return
+        into, out_of = torch.tensor(to, device=self.device), torch.tensor(of, device=self.device)
+        for layer in self.layers:
+            layer.copy(into, out_of, self.length)
+        self.told = [(ids.index_copy(0, into, ids[out_of]), valid) for ids, valid in self.told]
+
     def reorder(self, rows: Tensor) -> None:
-        """Let row i continue what row rows[i] [B'] has seen: what beam search does between steps."""
+        """Let row i continue what row rows[i] [B'] has seen, where rows become more, fewer or others."""
         for layer in self.layers:
             layer.reorder(rows)
         self.told = [(ids[rows], None if valid is None else valid[rows]) for ids, valid in self.told]
