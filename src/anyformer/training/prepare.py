@@ -18,6 +18,7 @@ from anyformer.checkpoints import Carried
 from anyformer.data import Corpus, Document, Sources, find_files, open_corpus, read_manifest, write_corpus
 from anyformer.errors import DataError, TrainingError
 from anyformer.model import Transformer, build, load
+from anyformer.spec.dropout import with_dropout
 from anyformer.training.objectives import OBJECTIVES
 from anyformer.training.progress import Display
 from anyformer.training.recipe import NewTokenizer, Recipe
@@ -153,13 +154,12 @@ def starting_model(
 
     Raises `TrainingError` where its vocabulary is too small for the tokenizer.
     """
-    objective = OBJECTIVES[recipe.training.objective]
     if recipe.model.source is not None:
         model = load(recipe.model.source, torch.float32, device)
         _check_vocabulary(model.spec, tokenizer.vocabulary_size)
-        model = _with_spec(model, objective.adapt(model.spec, len(labels)), recipe.run.seed)
+        model = _with_spec(model, _adapted(recipe, model.spec, len(labels)), recipe.run.seed)
     else:
-        described = objective.adapt(model_spec(recipe, tokenizer.vocabulary_size), len(labels))
+        described = _adapted(recipe, model_spec(recipe, tokenizer.vocabulary_size), len(labels))
         _check_vocabulary(described, tokenizer.vocabulary_size)
         model = build(described, device=device, seed=recipe.run.seed)
         model.family = recipe.model.preset.partition(":")[0] if recipe.model.preset is not None else None
@@ -224,7 +224,13 @@ def described(recipe: Recipe) -> spec.Transformer:
         found = checkpoints.open(recipe.model.source).spec
     else:
         found = model_spec(recipe, vocabulary=1)
-    return OBJECTIVES[recipe.training.objective].adapt(found, labels=2)
+    return _adapted(recipe, found, labels=2)
+
+
+def _adapted(recipe: Recipe, found: spec.Transformer, labels: int) -> spec.Transformer:
+    """A spec with what the recipe's objective and its dropout make of it."""
+    settings = recipe.training
+    return with_dropout(OBJECTIVES[settings.objective].adapt(found, labels), settings.dropout, settings.attention_dropout)
 
 
 def check_model(recipe: Recipe) -> None:

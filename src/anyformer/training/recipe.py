@@ -120,6 +120,13 @@ class Training(Part, frozen=True):
     - `clip`: the largest gradient norm; 0 leaves gradients as they are.
     - `label_smoothing` and `z_loss`: what the training loss adds to the cross-entropy (`model/heads.py`); validation
       leaves them out.
+    - `dropout`: of embeddings, of what each branch adds to the stream, and of whatever else the spec drops out; by
+      default as the spec has it, which a checkpoint that is continued brings along. `attention_dropout`: of attention
+      weights, for which CPUs have no fast kernel; by default as `dropout` where the spec drops them, else none.
+    - `ema`: the decay of an average of the weights (0.999, say; 0: none), which is then what validations measure and
+      what the run gives; its checkpoints hold both (`averaging.Average`).
+    - `checkpoint_activations`: keep only the input of each layer for the backward pass, which computes the rest again:
+      less memory, a third more work, the same bits.
     - `precision`: of the products; weights, moments, norms and losses are float32 either way.
     - `validate_every`, `checkpoint_every`: steps; by default a twentieth and a tenth of the run.
     - `validate_tokens`: how much of the held-out text a validation reads, evenly spread.
@@ -143,6 +150,10 @@ class Training(Part, frozen=True):
     clip: NonNegativeFloat = 1.0
     label_smoothing: Share = 0.0
     z_loss: NonNegativeFloat = 0.0
+    dropout: Share | None = None
+    attention_dropout: Share | None = None
+    ema: Share = 0.0
+    checkpoint_activations: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     checkpoint_every: PositiveInt | None = None
     checkpoint_keep: Annotated[int, Field(ge=2)] = 2

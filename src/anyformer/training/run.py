@@ -218,7 +218,8 @@ def _run(recipe: Recipe, directory: Path, display: Display, began: float) -> Res
                 break
 
     # Also of an interrupted run, so that what it has learned so far can be used as any model.
-    trainer.model.save(directory)
+    with trainer.result():
+        trainer.model.save(directory)
     finished = counters.step == steps
     if not finished:
         display.note(f"stopped and saved at step {counters.step:,}; go on with: {_resuming(directory)}")

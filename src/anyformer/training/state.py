@@ -5,6 +5,7 @@
     RUN/metrics.jsonl                a row a step
     RUN/checkpoints/step-00000200/   a model directory like any other, and besides
         optimizer.safetensors            moments, by parameter
+        average.safetensors              the average of the weights, where there is one
         state.json                       counters
         manifest.json                    sha256 of every file, written last
     RUN/model.safetensors ...        the finished model

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from anyformer.data import Loader, Window, Windows, spread
 from anyformer.model import Transformer
 from anyformer.planning import forward_flops
+from anyformer.training.averaging import Average
 from anyformer.training.objectives import OBJECTIVES, Batch
 from anyformer.training.optimizers import load_moments, moments, optimizers, set_learning_rate
 from anyformer.training.prepare import Text
@@ -47,8 +48,10 @@ class Trainer:
         self.model = model.train()
         assert model.head is not None
         model.head.label_smoothing, model.head.z_loss = settings.label_smoothing, settings.z_loss
+        model.checkpoint_activations(settings.checkpoint_activations)
         self.device = next(model.parameters()).device
         self.optimizers = optimizers(settings.optimizer, model, settings.weight_decay)
+        self.average = Average(model, settings.ema) if settings.ema else None
         rows = settings.batch_tokens // settings.sequence_length
         self.micro_rows = (settings.micro_batch_tokens or settings.batch_tokens) // settings.sequence_length
         self.loader = Loader(Windows(text.train, settings.sequence_length), rows, self.seed)
@@ -72,6 +75,8 @@ class Trainer:
             set_learning_rate(self.optimizers, rate)
             for optimizer in self.optimizers:
                 optimizer.step()
+            if self.average is not None:
+                self.average.update(step)
         self.model.zero_grad(set_to_none=True)
         return Update(loss, norm, skipped)
 
@@ -93,7 +98,7 @@ class Trainer:
         windows = [self.held_out[index] for index in spread(len(self.held_out), wanted)]
         total, targets = 0.0, 0
         self.model.eval()
-        with torch.no_grad(), self._precision():
+        with self.result(), torch.no_grad(), self._precision():
             for batch in self._batches(windows, np.random.default_rng(self.seed)):
                 loss, _ = self.objective.loss(self.model, batch.to(self.device))
                 total, targets = total + loss.item(), targets + batch.target_count
@@ -104,13 +109,21 @@ class Trainer:
         targets_per_byte = self.text.validation.targets / self.text.validation.bytes
         return {"validation_loss": loss, "validation_bits_per_byte": loss * targets_per_byte / math.log(2)}
 
+    def result(self) -> AbstractContextManager[Any]:
+        """Within, the model has the weights that the run gives: their average, where the recipe asks for one."""
+        return nullcontext() if self.average is None else self.average.in_place()
+
     def write(self, directory: Path) -> None:
-        """Write model and moments into a directory."""
+        """Write the model, its average and the moments into a directory."""
         self.model.save(directory)
+        if self.average is not None:
+            save_file(self.average.averages, directory / "average.safetensors")
         save_file(moments(self.optimizers, self.model), directory / "optimizer.safetensors")
 
     def read_moments(self, directory: Path) -> None:
-        """Take up the moments that `write` wrote."""
+        """Take up the average and the moments that `write` wrote."""
+        if self.average is not None:
+            self.average.load(load_file(directory / "average.safetensors"))
         load_moments(self.optimizers, self.model, load_file(directory / "optimizer.safetensors"))
 
     def _batches(self, windows: Sequence[Window], generator: np.random.Generator) -> Iterator[Batch]:
