@@ -1,0 +1,95 @@
+"""How fast this machine multiplies matrices: what the speed of a run is measured against.
+
+The matrices are the model's own, in the run's precision and at most as many rows as a micro-batch has, so that the
+share of it that a run reaches says what everything else costs: attention, norms, the optimizer, waiting for memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from anyformer import spec
+from anyformer.planning.shapes import shapes
+from anyformer.training.state import read_json, write_json
+
+#: Seconds and products spent on all shapes together and on each one.
+SECONDS, TRIES = 0.5, 24
+FEWEST_ROWS = 64
+#: No matrix of a product has more numbers; a larger one is cut, which takes nothing from its rate. Cores reach it with
+#: few, a device with many.
+HOST_NUMBERS, DEVICE_NUMBERS = 1 << 22, 1 << 27
+
+
+def measured_peak(
+    directory: Path, described: spec.Transformer, rows: int, dtype: torch.dtype, device: torch.device, where: str
+) -> float:
+    """FLOP/s of this machine's matrix products, measured once in a run's `directory` for each machine (`where`).
+
+    It draws no random number of the process: the run is the same with and without it.
+    """
+    path = directory / "peak.json"
+    known = read_json(path) if path.exists() else {}
+    if where not in known:
+        write_json(path, known | {where: matrix_rate(described, rows, dtype, device)})
+    return read_json(path)[where]
+
+
+def matrix_rate(described: spec.Transformer, rows: int, dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of one product with each matrix of a model, `rows` vectors at a time, in about half a second."""
+    counted = matrices(described)
+    seconds = {shape: 1 / _rate(*shape, rows, dtype, device, SECONDS / len(counted)) for shape in counted}
+    work = {shape: count * prod(shape) for shape, count in counted.items()}
+    return sum(work.values()) / sum(work[shape] * seconds[shape] for shape in counted)
+
+
+def matrices(described: spec.Transformer) -> Counter[tuple[int, int]]:
+    """The shapes (out, in) of the matrices that a token is multiplied with, and how many of each there are."""
+    found: Counter[tuple[int, int]] = Counter(
+        (shape[-2], shape[-1])
+        for name, shape in shapes(described).items()
+        if len(shape) > 1 and name.endswith("weight") and (".layers." in name or name.startswith("head."))
+    )
+    if getattr(described.head, "tied", False):
+        found[described.output.embeddings.vocabulary, described.output.dim] += 1
+    return found
+
+
+def _rate(out: int, inner: int, rows: int, dtype: torch.dtype, device: torch.device, seconds: float) -> float:
+    """The best FLOP/s of x [rows, inner] · W [out, inner]ᵀ, from few rows to `rows` as time and memory allow."""
+    numbers = HOST_NUMBERS if device.type == "cpu" else DEVICE_NUMBERS
+    out = min(out, max(numbers // inner, 1))
+    most = min(rows, max(numbers // max(out, inner), FEWEST_ROWS))
+    generator = torch.Generator(device).manual_seed(0)
+    weight = torch.randn(out, inner, dtype=dtype, device=device, generator=generator)
+    x = torch.randn(most, inner, dtype=dtype, device=device, generator=generator)
+    count, best, spent = min(most, FEWEST_ROWS), 0.0, 0.0
+    _timed(x[:count], weight)
+    for _ in range(TRIES):
+        took = _timed(x[:count], weight)
+        best, spent = max(best, 2 * count * out * inner / took), spent + took
+        if spent > seconds:
+            break
+        count = min(2 * count, most)
+    return best
+
+
+@torch.no_grad()
+def _timed(x: Tensor, weight: Tensor) -> float:
+    """Seconds of one product."""
+    _wait(x.device)
+    began = time.perf_counter()
+    linear(x, weight)
+    _wait(x.device)
+    return time.perf_counter() - began
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize(device)
