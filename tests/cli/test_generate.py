@@ -30,6 +30,18 @@ def test_settings_reach_the_model(anyformer: Callable, talker: Path) -> None:
     assert anyformer("generate", talker, "x", "-n", "9", "--repetition-penalty", "9").out != f"{wanted}\n"
 
 
+def test_beams_and_answers(anyformer: Callable, talker: Path) -> None:
+    """--beams searches, --answers gives as many, a line each, the best first; what excludes each other is refused."""
+    wanted = load(talker).generate(["x"], beams=3, answers=2, length_penalty=0.0, max_new_tokens=5)
+    how = ("-n", 5, "--beams", 3, "--length-penalty", 0)
+    assert anyformer("generate", talker, "x", *how, "--answers", 2).out == "".join(f"{text}\n" for text in wanted)
+    assert anyformer("generate", talker, "x", *how).out == f"{wanted[0]}\n"
+    said = json.loads(anyformer("generate", talker, "x", *how, "--answers", 2, "--json").out)
+    assert (said["text"], said["answers"]) == (wanted[0], wanted)
+    refused = anyformer("generate", talker, "x", "--beams", 2, "--answers", 3)
+    assert refused.code == 2 and "2 beams give no 3 answers" in refused.err
+
+
 def test_json_says_what_was_asked(anyformer: Callable, talker: Path) -> None:
     """--json holds the prompt, the text and the settings given."""
     said = json.loads(anyformer("generate", talker, "x", "-n", "4", "--json").out)

@@ -20,6 +20,7 @@ from anyformer.errors import InputError
 from anyformer.generation import Settings, left_padded, search
 from anyformer.generation.beam import Candidate, Search
 from anyformer.model import Transformer, build, load
+from anyformer.text import byte_level
 
 VOCABULARY = 37
 SETTINGS: list[dict[str, Any]] = [
@@ -206,8 +207,18 @@ def test_a_vocabulary_smaller_than_the_beams() -> None:
     assert model.generate(torch.tensor([[1]]), beams=5, answers=5, max_new_tokens=1, pad=2).shape == (5, 1)
 
 
+def test_a_stream_of_a_search_is_its_answer() -> None:
+    """In one piece, of several answers the best; a conversation's cache is not continued."""
+    model = build(families.llama("tiny", vocab_size=257), seed=1).eval()  # type: ignore[attr-defined]
+    model.tokenizer = byte_level()
+    how = {"beams": 3, "answers": 2, "max_new_tokens": 6}
+    assert list(model.stream("Once", **how)) == model.generate(["Once"], **how)[:1]
+    with pytest.raises(InputError, match="beam search continues no cache; set beams=1"):
+        next(model.stream("Once", cache=model.new_cache(1), **how))
+
+
 def test_draws_of_one_prompt_follow_each_other() -> None:
-    """Several answers at a temperature are rows of their own; a stream says all that a search found at once."""
+    """Several answers at a temperature are rows of their own."""
     model = odd(3)
     ids = torch.tensor([[1, 2], [3, 4]])
     drawn = model.generate(ids, temperature=2.0, answers=3, max_new_tokens=8, seed=1)

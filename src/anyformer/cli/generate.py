@@ -40,6 +40,10 @@ MinP = Annotated[
 RepetitionPenalty = Annotated[
     float | None, typer.Option("--repetition-penalty", help="Above 1: avoid what is there.", show_default=False)
 ]
+Beams = Annotated[
+    int | None,
+    typer.Option("--beams", min=1, help="Above 1: search for the likeliest answer, so wide.", show_default=False),
+]
 Seed = Annotated[int | None, typer.Option("--seed", help="The same seed draws the same text.", show_default=False)]
 
 
@@ -54,6 +58,15 @@ def generate(
     top_p: TopP = None,
     min_p: MinP = None,
     repetition_penalty: RepetitionPenalty = None,
+    beams: Beams = None,
+    length_penalty: Annotated[
+        float | None,
+        typer.Option("--length-penalty", help="Above 0: the search favours long answers (1).", show_default=False),
+    ] = None,
+    answers: Annotated[
+        int | None,
+        typer.Option("--answers", min=1, help="How many: of the search the best, else draws.", show_default=False),
+    ] = None,
     seed: Seed = None,
     as_json: JsonOption = False,
     dtype: DtypeOption = None,
@@ -63,8 +76,11 @@ def generate(
 ) -> None:
     """Continue a prompt, as it comes (an encoder-decoder answers it).
 
-    What is not given is as the checkpoint says, and greedy where that says nothing.
+    What is not given is as the checkpoint says, and greedy where that says nothing. Beam search, and several answers,
+    come all at once, an answer a line.
     """
+    from anyformer.generation import Settings
+
     text = standard_input() if prompt == "-" else prompt
     loaded = open_reader(model, dtype, device)
     if loaded.decoder is None:
@@ -76,15 +92,24 @@ def generate(
         "top_p": top_p,
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
+        "beams": beams,
+        "length_penalty": length_penalty,
+        "answers": answers,
         "seed": seed,
     }
-    pieces = []
-    for piece in loaded.stream(text, **settings):
-        pieces.append(piece)
+    texts = [""]
+    if Settings.of(loaded.generation, **settings).answers > 1:
+        texts = loaded.generate([text], **settings)
         if not as_json:
-            print(piece, end="", flush=True)
+            print("\n".join(texts))
+    else:
+        for piece in loaded.stream(text, **settings):
+            texts[0] += piece
+            if not as_json:
+                print(piece, end="", flush=True)
+        if not as_json:
+            print()
     if as_json:
         given = {name: value for name, value in settings.items() if value is not None}
-        print_json({"model": model, "prompt": text, "text": "".join(pieces), "settings": given})
-    else:
-        print()
+        several = {"answers": texts} if len(texts) > 1 else {}
+        print_json({"model": model, "prompt": text, "text": texts[0], **several, "settings": given})

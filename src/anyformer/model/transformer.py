@@ -304,16 +304,15 @@ class Transformer(nn.Module):
         """Continue one prompt (text, or ids) piece by piece, as tokens come; never splits a character. With a `cache`,
         the prompt is only what is new since the call before.
 
-        Beam search knows its first token only at the end, so it gives one piece; and it continues no cache."""
+        Of several answers it is the first. Beam search knows its first token only at the end, so it gives one piece;
+        and it continues no cache."""
         chosen = Settings.of(self.generation, **settings)
         tokenizer = self._tokenizer()
         row = self.encode_prompts([prompt], chosen)[0] if isinstance(prompt, str) else list(prompt)
         given = torch.tensor([row], device=self.device)
-        if chosen.beams > 1 or chosen.answers > 1:
-            if cache is not None or chosen.answers > 1:
-                raise InputError(
-                    "a stream is of one answer, and beam search continues no cache; set beams=1, answers=1"
-                )
+        if chosen.beams > 1:
+            if cache is not None:
+                raise InputError("beam search continues no cache; set beams=1")
             yield tokenizer.decode(_until(self._generate(given, None, chosen)[0].tolist(), chosen.eos))
             return
         pieces = tokenizer.stream()
