@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+from anyformer.model import load
+from anyformer.training import read_metrics, train
 from anyformer.training.averaging import Average
+from anyformer.training.trainer import Trainer
 
 
 def walk(model: nn.Module, average: Average, steps: range) -> list[torch.Tensor]:
@@ -63,3 +72,49 @@ def test_taken_up_it_goes_on_to_the_same_bits() -> None:
     second.load(first.averages)
     walk(again, second, range(7, 12))
     assert all(torch.equal(whole.averages[name], second.averages[name]) for name in ("weight", "bias"))
+
+
+def test_a_run_gives_the_average_and_resumes_to_the_same_bits(
+    recipe: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped at a step and resumed: the same metrics and the same average, which is no step's weights. Checkpoints
+    hold both."""
+    whole = train(recipe("whole", ema=0.9), progress=False).directory
+    update = Trainer.update
+
+    def interrupted(self: Trainer, step: int, rate: float) -> Any:
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(self, step, rate)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "update", interrupted)
+        stopped = train(recipe("stopped", ema=0.9), progress=False).directory
+    train(resume=stopped, progress=False)
+    rows = [[{**row, "elapsed": 0} for row in read_metrics(run / "metrics.jsonl")] for run in (whole, stopped)]
+    assert rows[0] == rows[1]
+    given, again = (load_file(run / "model.safetensors") for run in (whole, stopped))
+    assert all(torch.equal(given[name], again[name]) for name in given)
+    last = whole / "checkpoints" / "step-00000008"
+    average, weights = load_file(last / "average.safetensors"), dict(load(last).named_parameters())
+    final = dict(load(whole).named_parameters())
+    assert all(torch.equal(final[name], average[name]) for name in average)
+    assert not any(torch.equal(final[name], weights[name]) for name in average)
+
+
+def test_what_is_validated_is_the_average(
+    recipe: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights during a validation are those that the run then ends with; during a step they are not."""
+    seen: dict[str, torch.Tensor] = {}
+    precision = Trainer._precision
+
+    def note(self: Trainer) -> Any:
+        name = "step" if self.model.training else "validation"
+        seen[name] = next(self.model.parameters()).detach().clone()
+        return precision(self)
+
+    monkeypatch.setattr(Trainer, "_precision", note)
+    final = load(train(recipe(ema=0.9), progress=False).directory)
+    assert torch.equal(seen["validation"], next(final.parameters()))
+    assert not torch.equal(seen["step"], seen["validation"])
