@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from anyformer.data import NO_TARGET, Corpus, Windows
+from anyformer.data import NO_TARGET, Column, Corpus, Records, Windows
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=60)
 
@@ -15,7 +15,7 @@ lengths = st.lists(st.integers(1, 40), min_size=1, max_size=60)
 def corpus(lengths: list[int]) -> Corpus:
     """Documents of these lengths whose ids all differ, so that each token can be recognised."""
     total = sum(lengths)
-    return Corpus(np.arange(1, total + 1, dtype="<u2"), np.cumsum([0, *lengths[:-1]]), total)
+    return Corpus({"tokens": Column(np.arange(1, total + 1, dtype="<u2"), np.cumsum([0, *lengths[:-1]]))}, total)
 
 
 @given(lengths, st.integers(1, 30))
@@ -69,3 +69,11 @@ def test_there_is_no_window_beyond_the_last() -> None:
     assert len(windows) == 2
     with pytest.raises(IndexError):
         windows[2]
+
+
+def test_records_are_as_large_as_what_is_read_of_them() -> None:
+    """Columns beside what a model reads, such as labels, do not count."""
+    ids, labels = Column(np.arange(7), np.array([0, 3])), Column(np.arange(2), np.array([0, 1]))
+    records = Records(Corpus({"tokens": ids, "label": labels}, 0), ("tokens",))
+    assert records.sizes.tolist() == [3, 4] and [records[0].size, records[1].size] == [3, 4]
+    assert records[1]["tokens"].tolist() == [3, 4, 5, 6] and records[1]["label"].tolist() == [1]

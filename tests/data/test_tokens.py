@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,17 +14,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyformer import text
-from anyformer.data import Document, encode_documents, open_corpus, read_manifest, tokens, write_corpus
+from anyformer.data import Document, encode_documents, encode_records, open_corpus, read_manifest, tokens, write_corpus
 from anyformer.errors import DataError
 
 DOCUMENTS = [Document("a", "hello\n"), Document("b", "wörld\n", "validation"), Document("c", "again")]
+
+
+def write(directory: Path, tokenizer: Any, **options: Any) -> None:
+    """The documents above as a corpus."""
+    encode = partial(encode_documents, tokenizer=tokenizer)
+    write_corpus(directory, DOCUMENTS, encode, vocabulary=tokenizer.vocabulary_size, **{"about": {}, **options})
 
 
 def test_a_corpus_reads_back_as_it_was_written(tmp_path: Path) -> None:
     """Each split has its documents end to end, begun and ended by their tokens, and the bytes of its text."""
     tokenizer = text.byte_level()
     seen: list[int] = []
-    write_corpus(tmp_path, DOCUMENTS, tokenizer, about={"encoding": ["utf-8"]}, advance=seen.append)
+    write(tmp_path, tokenizer, about={"encoding": ["utf-8"]}, advance=seen.append)
     train, validation = open_corpus(tmp_path, "train"), open_corpus(tmp_path, "validation")
     assert isinstance(train.tokens, np.memmap) and train.tokens.dtype == np.uint16
     begin, end = tokenizer.bos, tokenizer.eos
@@ -40,8 +50,8 @@ def test_long_texts_are_tokenised_in_parts_and_come_out_whole(texts: list[str], 
         parts = list(encode_documents([Document("", content) for content in texts], tokenizer))
     assert sum(one.is_first for one in parts) == len(texts)
     assert sum(one.bytes for one in parts) == sum(len(content.encode()) for content in texts)
-    assert tokenizer.decode([id for one in parts for id in one.ids]) == "".join(texts)
-    assert sum(one.ids.count(tokenizer.eos or -1) for one in parts) == 2 * len(texts)
+    assert tokenizer.decode([id for one in parts for id in one.columns["tokens"]]) == "".join(texts)
+    assert sum(list(one.columns["tokens"]).count(tokenizer.eos or -1) for one in parts) == 2 * len(texts)
 
 
 def test_a_large_vocabulary_takes_four_bytes_an_id(tmp_path: Path) -> None:
@@ -53,7 +63,7 @@ def test_a_large_vocabulary_takes_four_bytes_an_id(tmp_path: Path) -> None:
         def encode_batch(self, texts: list[str], special: bool = True) -> list[list[int]]:
             return [[69_999] for _ in texts]
 
-    write_corpus(tmp_path, DOCUMENTS, Large(), about={})
+    write(tmp_path, Large())
     assert open_corpus(tmp_path, "train").tokens.tolist() == [70_000, 69_999, 70_000, 69_999]
 
 
@@ -61,8 +71,32 @@ def test_a_damaged_corpus_is_named(tmp_path: Path) -> None:
     """A file cut short, or none at all, is not read as if it were whole."""
     with pytest.raises(DataError, match="holds no tokenised corpus"):
         open_corpus(tmp_path, "train")
-    write_corpus(tmp_path, DOCUMENTS, text.byte_level(), about={})
-    whole = (tmp_path / "train.tokens").read_bytes()
-    (tmp_path / "train.tokens").write_bytes(whole[:-2])
-    with pytest.raises(DataError, match=r"train.tokens should hold 30 bytes and holds 28"):
+    write(tmp_path, text.byte_level())
+    whole = (tmp_path / "train.tokens.ids").read_bytes()
+    (tmp_path / "train.tokens.ids").write_bytes(whole[:-2])
+    with pytest.raises(DataError, match=r"train.tokens.ids should hold 30 bytes and holds 28"):
         open_corpus(tmp_path, "train")
+
+
+@given(
+    st.lists(st.tuples(st.lists(st.integers(0, 99), min_size=1), st.lists(st.integers(0, 99))), max_size=9),
+    st.integers(1, 4),
+)
+def test_records_keep_their_columns_side_by_side(pairs: list[tuple[list[int], list[int]]], at_once: int) -> None:
+    """Each record reads back with its own sequence of every column, empty ones too; what has no columns is counted."""
+    documents = [Document(str(index), "", fields={"pair": pair}) for index, pair in enumerate(pairs)]
+
+    def columns(given: Sequence[Document]) -> list[dict[str, list[int]]]:
+        return [dict(zip("ab", each.fields["pair"])) if each.fields["pair"][0][0] < 90 else {} for each in given]
+
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as place:
+        patch.setattr(tokens, "RECORDS_AT_ONCE", at_once)
+        write_corpus(Path(place), documents, partial(encode_records, encode=columns), vocabulary=100, about={})
+        kept = [pair for pair in pairs if pair[0][0] < 90]
+        corpus = open_corpus(Path(place), "train")
+        assert corpus.documents == len(kept)
+        for name, side in zip("ab", (0, 1)):
+            assert [corpus.columns[name][i].tolist() for i in range(len(kept))] == [pair[side] for pair in kept]
+            assert not kept or corpus.columns[name].lengths.tolist() == [len(pair[side]) for pair in kept]
+        said = read_manifest(Path(place))["splits"].get("train", {"left_out": 0})
+        assert said["left_out"] == len(pairs) - len(kept)

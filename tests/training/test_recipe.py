@@ -82,7 +82,7 @@ def test_a_recipe_survives_being_written_down() -> None:
         ("training.steps", 0, r"wrong at 'training.steps'"),
         ("training.minutes", 3, "exactly one of steps, tokens, flops, minutes is needed, not steps and minutes"),
         ("model.from", "x", "exactly one of preset, spec, from is needed, not preset and from"),
-        ("training.objective", "psychic", r"'psychic' is not there \(yet\); this version has causal, masked, spans"),
+        ("training.objective", "psychic", r"'psychic' is not there \(yet\); this version has causal, prefix, masked"),
         ("training.optimizer", "lion", r"'lion' is not there \(yet\); this version has adamw, muon"),
         ("training.schedule", "wsd", r"this version has constant, linear, cosine"),
         ("training.precision", "float16", r"wrong at 'training.precision'"),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from anyformer import text
-from anyformer.data import NO_TARGET, Corpus, Document, Window, Windows, encode_documents
+from anyformer.data import NO_TARGET, Column, Corpus, Document, Window, Windows, encode_documents
 from anyformer.errors import TrainingError
 from anyformer.training import read_recipe
 from anyformer.training.prepare import Text, starting_model
@@ -22,9 +22,9 @@ from anyformer.training.trainer import Trainer
 def corpus(texts: list[str]) -> Corpus:
     """Texts as a corpus in memory."""
     parts = list(encode_documents([Document("", content) for content in texts], text.byte_level()))
-    tokens = np.concatenate([part.ids for part in parts])
-    starts = np.cumsum([0, *(len(part.ids) for part in parts[:-1])])
-    return Corpus(tokens, starts, sum(part.bytes for part in parts))
+    ids = [part.columns["tokens"] for part in parts]
+    column = Column(np.concatenate(ids), np.cumsum([0, *map(len, ids[:-1])]))
+    return Corpus({"tokens": column}, sum(part.bytes for part in parts))
 
 
 #: Begins and ends every document.

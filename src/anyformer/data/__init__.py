@@ -1,19 +1,36 @@
 """From people's files to rows of token ids: sources, tokenised corpora, packing, and the order of batches."""
 
-from anyformer.data.loader import Loader, spread
-from anyformer.data.packing import NO_TARGET, Window, Windows
+from anyformer.data.loader import Examples, Loader, spread
+from anyformer.data.packing import NO_TARGET, Record, Records, Window, Windows
 from anyformer.data.sources import Document, Sources, find_files, hold_out, read_documents, read_text
-from anyformer.data.tokens import Corpus, encode_documents, open_corpus, read_manifest, write_corpus
+from anyformer.data.tokens import (
+    Column,
+    Corpus,
+    Encode,
+    EncodedPart,
+    encode_documents,
+    encode_records,
+    open_corpus,
+    read_manifest,
+    write_corpus,
+)
 
 __all__ = [
     "NO_TARGET",
+    "Column",
     "Corpus",
     "Document",
+    "Encode",
+    "EncodedPart",
+    "Examples",
     "Loader",
+    "Record",
+    "Records",
     "Sources",
     "Window",
     "Windows",
     "encode_documents",
+    "encode_records",
     "find_files",
     "hold_out",
     "open_corpus",

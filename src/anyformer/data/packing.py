@@ -1,4 +1,5 @@
-"""A corpus cut into windows, with nothing wasted and no document leaking into another.
+"""A corpus as examples, with nothing wasted and no document leaking into another: a text cut into windows, or records
+whole.
 
     stream     a a a a . b b . c c c c c c . d d d     (. is the end of text; each letter a document)
     windows   [a a a a . b b .][c c c c c c . d][d d - ...
@@ -12,6 +13,7 @@ has padding.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,13 +35,23 @@ class Window:
     documents: tuple[int, ...]
     filled: int
 
+    @property
+    def size(self) -> int:
+        """How many tokens a model reads of it."""
+        return len(self.tokens)
+
 
 class Windows:
-    """A corpus as a sequence of windows, each `length` tokens long, cut when asked for."""
+    """A corpus of texts as a sequence of windows, each `length` tokens long, cut when asked for."""
 
     def __init__(self, corpus: Corpus, length: int) -> None:
         self.corpus = corpus
         self.length = length
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """How many tokens each window has, [windows] int64."""
+        return np.full(len(self), self.length)
 
     def __len__(self) -> int:
         return -(-len(self.corpus.tokens) // self.length)
@@ -62,3 +74,30 @@ class Windows:
         targets[ends - 1] = NO_TARGET
         borders = sorted({0, *ends.tolist(), end - begin, self.length})
         return Window(tokens, targets, tuple(np.diff(borders).tolist()), end - begin)
+
+
+@dataclass(frozen=True)
+class Record:
+    """An example that is trained on whole: its columns, each int64, and how many tokens a model reads of it."""
+
+    columns: Mapping[str, np.ndarray]
+    size: int
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """The column of that name."""
+        return self.columns[name]
+
+
+class Records:
+    """A corpus as a sequence of whole records; `read` names the columns whose tokens a model reads."""
+
+    def __init__(self, corpus: Corpus, read: Sequence[str]) -> None:
+        self.columns = corpus.columns
+        self.sizes = np.asarray(np.sum([corpus.columns[name].lengths for name in read], axis=0, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, index: int) -> Record:
+        """Record `index`."""
+        return Record({name: column[index] for name, column in self.columns.items()}, int(self.sizes[index]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +20,11 @@ from anyformer.parts.norms import Norm
 IGNORED = -100
 #: Logits that may exist at a time while a loss is computed, in elements (64 MiB in float32).
 LARGEST_LOGITS = 1 << 24
+
+
+def _must_be(targets: Tensor, wanted: torch.Size) -> None:
+    if targets.shape != wanted:
+        raise InputError(f"targets must be {list(wanted)} for this head, not {list(targets.shape)}")
 
 
 class Head(nn.Module):
@@ -37,11 +44,11 @@ class Head(nn.Module):
     def loss(self, hidden: Tensor, tokens: Tokens, targets: Tensor) -> tuple[Tensor, Tensor]:
         """(summed cross-entropy in nats, float32; number of targets), in chunks: beyond `LARGEST_LOGITS` each chunk's
         logits are computed again in the backward pass instead of being kept."""
-        wanted = hidden.shape[: 1 if isinstance(self, SequenceClassificationHead) else 2]
-        if targets.shape != wanted:
-            raise InputError(f"targets must be {list(wanted)} for this head, not {list(targets.shape)}")
-        if targets.dim() == 1:
-            return self._cross_entropy(self(hidden, tokens), targets), (targets != IGNORED).sum()
+        if isinstance(self, SequenceClassificationHead):
+            logits = self(hidden, tokens)
+            _must_be(targets, logits.shape[:1])
+            return self._cross_entropy(logits, targets), (targets != IGNORED).sum()
+        _must_be(targets, hidden.shape[:2])
         rows, wanted = hidden.flatten(0, 1), targets.flatten()
         count = (wanted != IGNORED).sum()
         step = max(1, LARGEST_LOGITS // self.output.out_features)
@@ -101,7 +108,12 @@ class MaskedLanguageModelHead(Head):
 
 
 def pool(hidden: Tensor, tokens: Tokens, how: str) -> Tensor:
-    """One vector a sequence, [B, D]: of its first or last token, or the mean or maximum over those not padding."""
+    """One vector a sequence, [B, D]: of its first or last token, or the mean or maximum over those not padding.
+
+    Of documents packed into rows, whose lengths the host knows, one vector each, [documents, D].
+    """
+    if tokens.lengths is not None and tokens.valid is None:
+        return _pool_documents(hidden.flatten(0, 1), [n for row in tokens.lengths for n in row], how)
     valid = tokens.valid
     if how == "first":
         first = 0 if valid is None else valid.long().argmax(1)
@@ -119,8 +131,17 @@ def pool(hidden: Tensor, tokens: Tokens, how: str) -> Tensor:
     return (hidden * real).sum(1) / real.sum(1).clamp(min=1)
 
 
+def _pool_documents(hidden: Tensor, lengths: list[int], how: str) -> Tensor:
+    """One vector [D] of each stretch of hidden [N, D]."""
+    ends = torch.tensor(list(accumulate(lengths)), device=hidden.device)
+    counts = torch.tensor(lengths, device=hidden.device)
+    if how in ("first", "last"):
+        return hidden[ends - counts if how == "first" else ends - 1]
+    return torch.segment_reduce(hidden, how, lengths=counts, axis=0)
+
+
 class SequenceClassificationHead(Head):
-    """Logits [B, labels] from one token or the mean."""
+    """Logits [B, labels], or [documents, labels] of packed rows, from one token or the mean."""
 
     def __init__(self, head: spec.SequenceClassificationHead, dim: int) -> None:
         super().__init__()

@@ -68,6 +68,7 @@ class Transformer(nn.Module):
         source_dim = encoder.dim if encoder is not None else None
         self.decoder = Stack(decoder, source_dim) if decoder is not None else None
         self.head = build_head(description)
+        self.sees_prefix = any(mixer.visibility == "prefix" for mixer in description.output.attentions())
         self.tie()
 
     def tie(self) -> None:
@@ -119,7 +120,7 @@ class Transformer(nn.Module):
         source_documents: Lengths | Tensor | None = None,
         positions: Tensor | None = None,
         segments: Tensor | None = None,
-        prefix: Tensor | None = None,
+        prefix: Tensor | Lengths | None = None,
         cache: Cache | None = None,
         targets: Tensor | None = None,
         last: bool = False,
@@ -133,7 +134,7 @@ class Transformer(nn.Module):
         positions     [B, T], where they are not counted from 0 (or from where the cache is)
         segments      [B, T] token types
         prefix        [B] how many first positions are visible to all, for visibility "prefix"; with a cache, the first
-                      call holds them all
+                      call holds them all. With documents given by their lengths, a number for each, likewise
         cache         from `new_cache`; takes in these tokens. The pass then has no gradients
         targets       [B, T] (or [B]) ids wanted at each position, -100 for none: gives `loss` instead of `logits`
         last          logits of the last position only, [B, 1, V]
@@ -148,9 +149,8 @@ class Transformer(nn.Module):
                 raise InputError(f"tokens must be integer ids, not {tokens.dtype}")
             if not tokens.shape[1]:
                 raise InputError("there are no tokens to read; give at least one")
-            _must_be("prefix", prefix, tokens.shape[:1])
             _must_be("segments", segments, tokens.shape)
-            prefix = None if prefix is None else prefix[:, None]
+            prefix = _prefix(prefix, tokens, documents)
             asked = tokens.shape[1]
             if cache is not None:
                 _must_be("valid", valid, tokens.shape)
@@ -160,6 +160,7 @@ class Transformer(nn.Module):
                     raise InputError(f"the cache is for {cache.batch_size} rows, not {len(tokens)}; make a new one")
                 if cache.stretches and segments is not None:
                     raise InputError("a cache whose rotary angles follow the length keeps no segments; leave them out")
+                assert prefix is None or isinstance(prefix, Tensor)
                 queries = cache.queries(tokens.shape[1], valid, prefix)
                 if cache.outdated(tokens.shape[1]):
                     tokens, valid = cache.retell(tokens, valid)
@@ -216,7 +217,11 @@ class Transformer(nn.Module):
         """Logits [B, V] after the last of the tokens [B, T], which the cache then holds."""
         if not isinstance(self.spec.head, spec.LanguageModelHead):
             raise InputError(f"this model ends in a {self.spec.head.kind} head; only a language model generates")
-        out = self(tokens, cache=cache, valid=valid, source=source, source_valid=source_valid, last=True)
+        prefix = None
+        if self.sees_prefix and not cache.length:
+            # A prompt is seen in both directions, as the prefix of what is to come.
+            prefix = tokens.new_full((len(tokens),), tokens.shape[1]) if valid is None else valid.sum(1)
+        out = self(tokens, cache=cache, valid=valid, source=source, source_valid=source_valid, prefix=prefix, last=True)
         return out.logits[:, -1]
 
     def new_cache(self, batch_size: int, capacity: int | None = None) -> Cache:
@@ -405,14 +410,28 @@ class Transformer(nn.Module):
         return describe(self.spec, context)
 
 
+def _prefix(
+    prefix: Tensor | Lengths | None, tokens: Tensor, documents: Lengths | Tensor | None
+) -> Tensor | Lengths | None:
+    """A prefix as `tokens_of` takes it: [B, 1], or a number for each document."""
+    if prefix is None:
+        return None
+    if isinstance(prefix, Tensor):
+        _must_be("prefix", prefix, tokens.shape[:1])
+        return prefix[:, None]
+    if documents is None or isinstance(documents, Tensor) or [*map(len, prefix)] != [*map(len, documents)]:
+        raise InputError("a prefix given as numbers needs documents= given as lengths, one number for each of them")
+    return prefix
+
+
 def tokens_of(
     ids: Tensor,
     valid: Tensor | None,
     documents: Lengths | Tensor | None,
     positions: Tensor | None,
-    prefix: Tensor | None,
+    prefix: Tensor | Lengths | None,
 ) -> Tokens:
-    """What masks may know of ids [B, T]."""
+    """What masks may know of ids [B, T]; `prefix` [B, 1], or of each document given by its length."""
     T, device = ids.shape[1], ids.device
     _must_be("valid", valid, ids.shape)
     _must_be("positions", positions, ids.shape, (1, T))
@@ -422,11 +441,16 @@ def tokens_of(
         if len(documents) != len(ids) or any(sum(row) != T or min(row) < 0 for row in documents):
             raise InputError(f"documents must give lengths that sum to {T} for each of the {len(ids)} rows")
         lengths = tuple(tuple(length for length in row if length) for row in documents)
-        packed = Tokens.packed(lengths, device)
-        if valid is None and positions is None and prefix is None:
+        prefixes = None
+        if prefix is not None and not isinstance(prefix, Tensor):
+            prefixes = tuple(tuple(p for p, n in zip(*row) if n) for row in zip(prefix, documents))
+        packed = Tokens.packed(lengths, device, prefixes)
+        if valid is None and positions is None and (prefix is None or prefixes is not None):
             return packed
         where = packed.position if positions is None else positions
-        return Tokens(T, device=device, position=where, document=packed.document, valid=valid, prefix=prefix)
+        seen = prefix if isinstance(prefix, Tensor) else packed.prefix
+        return Tokens(T, device=device, position=where, document=packed.document, valid=valid, prefix=seen)
+    assert prefix is None or isinstance(prefix, Tensor)
     if documents is not None:
         if positions is None:
             # Positions start again wherever the document changes.

@@ -33,11 +33,12 @@ class Tokens:
     position  [B or 1, T] int64, counted from 0 within its document
     document  [B or 1, T] int64, or None: one document a row
     valid     [B or 1, T] bool, or None: no padding
-    prefix    [B or 1, 1] int64, how many of a row's first positions every query of it may see, or None
+    prefix    [B or 1, 1 or T] int64, how many first positions of its document every query may see, or None
 
     What is known on the host, without reading any tensor: `start` (every row stands at start, start + 1, ...), `low`
-    and `high` (bounds of the positions), `lengths` (document lengths of each row, which sum to T). Lowering decides by
-    these alone, so that it never waits for a device and never breaks a compiled graph.
+    and `high` (bounds of the positions), `lengths` (document lengths of each row, which sum to T), `prefixes` (a prefix
+    for each of these documents). Lowering decides by these alone, so that it never waits for a device and never breaks
+    a compiled graph.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Tokens:
         valid: Tensor | None = None,
         prefix: Tensor | None = None,
         lengths: Lengths | None = None,
+        prefixes: Lengths | None = None,
     ) -> None:
         assert start is not None or position is not None
         self.length = length
@@ -64,16 +66,30 @@ class Tokens:
         self.valid = valid
         self.prefix = prefix
         self.lengths = lengths
+        self.prefixes = prefixes
         self._position = position
 
     @classmethod
-    def packed(cls, lengths: Lengths, device: torch.device | str | None = None) -> Tokens:
-        """Rows of documents whose lengths the host knows; positions restart in each."""
+    def packed(
+        cls, lengths: Lengths, device: torch.device | str | None = None, prefixes: Lengths | None = None
+    ) -> Tokens:
+        """Rows of documents whose lengths the host knows, and their prefixes; positions restart in each."""
         position = torch.tensor([list(chain.from_iterable(range(n) for n in row)) for row in lengths], device=device)
         document = torch.tensor([[i for i, n in enumerate(row) for _ in range(n)] for row in lengths], device=device)
-        high = max(max(row) for row in lengths) - 1
+        prefix = None
+        if prefixes is not None:
+            rows = [[p for n, p in zip(*row, strict=True) for _ in range(n)] for row in zip(lengths, prefixes)]
+            prefix = torch.tensor(rows, device=device)
         return cls(
-            position.shape[1], device=device, position=position, low=0, high=high, document=document, lengths=lengths
+            position.shape[1],
+            device=device,
+            position=position,
+            low=0,
+            high=max(max(row) for row in lengths) - 1,
+            document=document,
+            prefix=prefix,
+            lengths=lengths,
+            prefixes=prefixes,
         )
 
     @property
@@ -103,7 +119,7 @@ class Tokens:
             high=self.high,
             document=cut(self.document),
             valid=cut(self.valid),
-            prefix=self.prefix,
+            prefix=cut(self.prefix) if self.prefix is not None and self.prefix.shape[1] > 1 else self.prefix,
         )
 
     def as_rows(self) -> Attributes:
@@ -226,7 +242,8 @@ class Valid(Mask):
 
 @dataclass(frozen=True)
 class Prefix(Mask):
-    """The keys of the row's prefix (`Tokens.prefix` of them), wherever the query stands; none where there is none."""
+    """The keys of the document's prefix (`Tokens.prefix` of them), wherever the query stands; none where there is
+    none."""
 
     def rule(self, q: Attributes, k: Attributes) -> Tensor:
         if k.prefix is None:
@@ -338,19 +355,25 @@ class Visible:
         return self._added[key]
 
 
+#: What attention of visibility "prefix" sees.
+_PREFIX = Or(Causal(), Prefix())
+
+
 def lower(mask: Mask, q: Tokens, k: Tokens) -> Visible:
     """The cheapest form of `mask` for these queries and keys; decided by what the host knows, reading no tensor."""
     needed = [leaf for leaf in _conjuncts(mask) if not _always_true(leaf, q, k)]
     if not needed:
         return Visible("everything", mask, q, k)
-    simple = all(isinstance(leaf, Causal | Window | SameDocument) for leaf in needed)
+    known = k.prefix is None or k.prefixes is not None
+    simple = all(isinstance(leaf, Causal | Window | SameDocument) or (known and leaf == _PREFIX) for leaf in needed)
     packed = q.lengths is not None and q.lengths == k.lengths
     if simple and packed and SameDocument() in needed:
         inner = _all([leaf for leaf in needed if not isinstance(leaf, SameDocument)])
         lengths = list(chain.from_iterable(q.lengths or ()))
-        spans = {length: Tokens(length, device=q.device, start=0) for length in set(lengths)}
-        lowered = {length: lower(inner, span, span) for length, span in spans.items()}
-        return Visible("documents", mask, q, k, parts=[(length, lowered[length]) for length in lengths])
+        prefixes = list(chain.from_iterable(k.prefixes)) if k.prefixes is not None else [0] * len(lengths)
+        kinds = list(zip(lengths, prefixes, strict=True))
+        lowered = {kind: _document(inner, *kind, q.device) for kind in set(kinds)}
+        return Visible("documents", mask, q, k, parts=[(kind[0], lowered[kind]) for kind in kinds])
     plain = k.valid is None and (q.document is None or k.document is None)
     if plain and q.start is not None and k.start is not None and 0 <= q.start - k.start <= k.length - q.length:
         offset = q.start - k.start
@@ -360,6 +383,17 @@ def lower(mask: Mask, q: Tokens, k: Tokens) -> Visible:
         if left is not None and right is not None and left + right < k.length and all(map(_by_distance, needed)):
             return Visible("band", mask, q, k, left=left, right=right, offset=offset)
     return Visible("dense", mask, q, k)
+
+
+def _document(mask: Mask, length: int, prefix: int, device: torch.device | str | None) -> Visible:
+    """A mask lowered for a document by itself."""
+    # A prefix of nothing or of everything is a simpler mask.
+    simpler = {0: Causal(), length: Full()}
+    if prefix in simpler:
+        mask = _all([simpler[prefix] if leaf == _PREFIX else leaf for leaf in _conjuncts(mask)])
+    seen = None if prefix in simpler else torch.tensor([[prefix]], device=device)
+    tokens = Tokens(length, device=device, start=0, prefix=seen)
+    return lower(mask, tokens, tokens)
 
 
 def _conjuncts(mask: Mask) -> list[Mask]:

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 
+#: The template of a model that has none yet, with the tokens that begin and end a turn.
+CHATML = """{% for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
+
+
 def render(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
     """The text of a conversation. `variables` are what the template sees besides `messages`.
 

@@ -84,6 +84,11 @@ class Tokenizer:
         files = {name: content for name, content in self.files.items() if name == "chat_template.jinja"}
         return Tokenizer(backend, {**self._config, **roles}, files)
 
+    def with_chat_template(self, template: str) -> Tokenizer:
+        """This tokenizer with a template for conversations."""
+        files = {**self.files, "chat_template.jinja": template.encode()}
+        return Tokenizer(Backend.from_str(self._backend.to_str()), self._config, files)
+
     @property
     def special_tokens(self) -> dict[str, str]:
         """The special tokens by role: `bos_token`, `eos_token`, `mask_token` and whatever else the config names."""
@@ -116,6 +121,15 @@ class Tokenizer:
             return self._encoded(texts, special)
         except (TypeError, AttributeError, UnicodeEncodeError):
             raise TextError(_complaint(texts)) from None
+
+    def encode_with_offsets(self, text: str, special: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of `text`, and which characters of it each stands for, [begin, end); none for one of the tokens
+        around it. Raises `TextError` for text that is not Unicode."""
+        try:
+            encoding = self._backend.encode(text, add_special_tokens=special)
+        except (TypeError, AttributeError, UnicodeEncodeError):
+            raise TextError(_complaint([text])) from None
+        return encoding.ids, encoding.offsets
 
     def _encoded(self, texts: Sequence[str], special: bool) -> list[list[int]]:
         if self._is_bytes and not any(token in text for text in texts for token in self._added):

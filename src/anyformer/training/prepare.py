@@ -230,7 +230,9 @@ def described(recipe: Recipe) -> spec.Transformer:
 def _adapted(recipe: Recipe, found: spec.Transformer, labels: int) -> spec.Transformer:
     """A spec with what the recipe's objective and its dropout make of it."""
     settings = recipe.training
-    return with_dropout(OBJECTIVES[settings.objective].adapt(found, labels), settings.dropout, settings.attention_dropout)
+    return with_dropout(
+        OBJECTIVES[settings.objective].adapt(found, labels), settings.dropout, settings.attention_dropout
+    )
 
 
 def check_model(recipe: Recipe) -> None:

@@ -232,7 +232,7 @@ def _begin(recipe: Recipe, text: Text, saved: Checkpoints, display: Display) -> 
     """The trainer as the last whole checkpoint has it, or as the recipe begins."""
     found = saved.newest_whole(display.note)
     if found is None:
-        return Trainer(recipe, starting_model(recipe, text.tokenizer, best_device()), text), Counters()
+        return Trainer(recipe, starting_model(recipe, text.tokenizer, best_device(), text.labels), text), Counters()
     path, counters = found
     trainer = Trainer(recipe, load(path, torch.float32, best_device()), text)
     trainer.read_moments(path)

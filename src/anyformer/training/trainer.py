@@ -9,6 +9,7 @@ state, so there is nothing else to save.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from anyformer.data import Loader, Window, Windows, spread
+from anyformer.data import Loader, spread
 from anyformer.model import Transformer
 from anyformer.planning import forward_flops
 from anyformer.training.averaging import Average
@@ -52,17 +53,19 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.optimizers = optimizers(settings.optimizer, model, settings.weight_decay)
         self.average = Average(model, settings.ema) if settings.ema else None
-        rows = settings.batch_tokens // settings.sequence_length
-        self.micro_rows = (settings.micro_batch_tokens or settings.batch_tokens) // settings.sequence_length
-        self.loader = Loader(Windows(text.train, settings.sequence_length), rows, self.seed)
+        self.micro_tokens = settings.micro_batch_tokens or settings.batch_tokens
+        self.loader = Loader(
+            self.objective.examples(text.train, settings.sequence_length), settings.batch_tokens, self.seed
+        )
         self.text = text
-        self.held_out = Windows(text.validation, settings.sequence_length)
+        self.held_out = self.objective.examples(text.validation, settings.sequence_length)
 
     @property
     def flops(self) -> int:
-        """FLOPs of a step, forward and backward (which multiplies twice as much), of windows without padding."""
-        tokens, source = self.objective.lengths(self.settings.sequence_length)
-        return 3 * self.loader.rows * sum(forward_flops(self.model.spec, tokens, source=source).values())
+        """FLOPs of a step, forward and backward (which multiplies twice as much), of examples of the mean length."""
+        tokens, source = self.objective.lengths(self.loader.examples)
+        flops = forward_flops(self.model.spec, round(tokens), source=None if source is None else round(source))
+        return round(3 * self.settings.batch_tokens / self.loader.sizes.mean() * sum(flops.values()))
 
     def update(self, step: int, rate: float) -> Update:
         """Train on the batch of step `step` with learning rate `rate`. A loss or gradient that is not finite leaves
@@ -80,9 +83,9 @@ class Trainer:
         self.model.zero_grad(set_to_none=True)
         return Update(loss, norm, skipped)
 
-    def gradients(self, windows: Sequence[Window], generator: np.random.Generator) -> float:
-        """Leave the gradient of the mean loss over all targets of `windows` in the parameters; return that loss."""
-        batches = list(self._batches(windows, generator))
+    def gradients(self, examples: Sequence[Any], generator: np.random.Generator) -> float:
+        """Leave the gradient of the mean loss over all targets of `examples` in the parameters; return that loss."""
+        batches = list(self._batches(examples, generator))
         targets = max(1, sum(batch.target_count for batch in batches))
         total = torch.zeros((), device=self.device)
         for batch in batches:
@@ -93,21 +96,25 @@ class Trainer:
         return total.item()
 
     def validate(self) -> dict[str, float]:
-        """The loss on held-out text, in nats a target; and in bits a byte of its UTF-8, where it is the text's own."""
-        wanted = max(1, self.settings.validate_tokens // self.settings.sequence_length)
-        windows = [self.held_out[index] for index in spread(len(self.held_out), wanted)]
-        total, targets = 0.0, 0
+        """What the objective measures on held-out text, a mean over its targets: the loss (nats), and the share of
+        right answers where there are such; and in bits a byte of UTF-8, where the loss is the text's own."""
+        sizes = self.held_out.sizes
+        wanted = max(1, int(self.settings.validate_tokens / sizes.mean()))
+        examples = [self.held_out[index] for index in spread(len(sizes), wanted)]
+        totals: dict[str, float] = defaultdict(float)
+        targets = 0
         self.model.eval()
         with self.result(), torch.no_grad(), self._precision():
-            for batch in self._batches(windows, np.random.default_rng(self.seed)):
-                loss, _ = self.objective.loss(self.model, batch.to(self.device))
-                total, targets = total + loss.item(), targets + batch.target_count
+            for batch in self._batches(examples, np.random.default_rng(self.seed)):
+                for name, total in self.objective.measure(self.model, batch.to(self.device)).items():
+                    totals[name] += total.item()
+                targets += batch.target_count
         self.model.train()
-        loss = total / max(1, targets)
-        if not self.objective.is_likelihood:
-            return {"validation_loss": loss}
-        targets_per_byte = self.text.validation.targets / self.text.validation.bytes
-        return {"validation_loss": loss, "validation_bits_per_byte": loss * targets_per_byte / math.log(2)}
+        found = {f"validation_{name}": total / max(1, targets) for name, total in totals.items()}
+        if self.objective.is_likelihood and found:
+            targets_per_byte = self.text.validation.targets / self.text.validation.bytes
+            found["validation_bits_per_byte"] = found["validation_loss"] * targets_per_byte / math.log(2)
+        return found
 
     def result(self) -> AbstractContextManager[Any]:
         """Within, the model has the weights that the run gives: their average, where the recipe asks for one."""
@@ -126,14 +133,26 @@ class Trainer:
             self.average.load(load_file(directory / "average.safetensors"))
         load_moments(self.optimizers, self.model, load_file(directory / "optimizer.safetensors"))
 
-    def _batches(self, windows: Sequence[Window], generator: np.random.Generator) -> Iterator[Batch]:
-        for begin in range(0, len(windows), self.micro_rows):
-            batch = self.objective.batch(windows[begin : begin + self.micro_rows], generator)
+    def _batches(self, examples: Sequence[Any], generator: np.random.Generator) -> Iterator[Batch]:
+        for part in in_parts(examples, self.micro_tokens):
+            batch = self.objective.batch(part, generator)
             if batch.target_count:
                 yield batch
 
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16")
+
+
+def in_parts(examples: Sequence[Any], most: int) -> Iterator[Sequence[Any]]:
+    """Examples in their order, as many at a time as have no more than `most` tokens, at least one."""
+    begin = tokens = 0
+    for index, example in enumerate(examples):
+        if index > begin and tokens + example.size > most:
+            yield examples[begin:index]
+            begin, tokens = index, 0
+        tokens += example.size
+    if begin < len(examples):
+        yield examples[begin:]
 
 
 def _seed(seed: int, step: int) -> int:

@@ -1,8 +1,7 @@
-"""What each objective makes of windows of text, and that it is learned."""
+"""What was hidden is to be found: single tokens, and stretches; and that a run of each learns."""
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,45 +10,29 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from objectives import assert_packed_is_separate, documents, tiny, windows_of
 
 import anyformer as af
 from anyformer import families, text
-from anyformer.data import NO_TARGET, Corpus, Window, Windows
+from anyformer.data import NO_TARGET
 from anyformer.errors import TrainingError
 from anyformer.model import Transformer, build
 from anyformer.training import read_recipe, train
-from anyformer.training.objectives import HIDDEN_SHARE, OBJECTIVES, SENTINELS, Masked, Spans
+from anyformer.training.objectives import HIDDEN_SHARE, OBJECTIVES, Masked, Spans
 from anyformer.training.state import read_metrics
 
 lengths = st.lists(st.integers(1, 90), min_size=1, max_size=12)
 seeds = st.integers(0, 2**32)
 
 
-def tiny(preset: str, tokenizer: text.Tokenizer) -> Transformer:
-    """A fresh model with that tokenizer."""
-    family, size = preset.split(":")
-    model = build(families.named(family)(size, vocab_size=tokenizer.vocabulary_size), seed=0)
-    model.tokenizer = tokenizer
-    model.generation = {"decoder_start_token_id": 256}
-    return model.train()
-
-
-BERT = tiny("bert:tiny", text.byte_level().with_special(Masked.roles))
-T5 = tiny("t5:tiny", text.byte_level().with_special({}, SENTINELS))
-
-
-def windows_of(lengths: list[int], width: int, seed: int) -> list[Window]:
-    """Windows of documents of random letters, each document between ends of text."""
-    chance = np.random.default_rng(seed)
-    documents = [np.array([256, *chance.integers(97, 123, length), 256]) for length in lengths]
-    starts = np.cumsum([0, *(len(document) for document in documents[:-1])])
-    return list(Windows(Corpus(np.concatenate(documents), starts, sum(lengths)), width))
+BERT = tiny("bert:tiny", "masked")
+T5, LLAMA = tiny("t5:tiny", "spans"), tiny("llama:tiny", "spans")
 
 
 @given(lengths, seeds)
 def test_masked_hides_text_and_asks_for_what_it_hid(lengths: list[int], seed: int) -> None:
     """What is not asked for stands as it is; ends of text and padding are never asked for; one draw, one batch."""
-    windows = windows_of(lengths, 40, seed)
+    windows = list(windows_of(lengths, 40, seed))
     objective = Masked(BERT)
     batch = objective.batch(windows, np.random.default_rng(seed))
     again = objective.batch(windows, np.random.default_rng(seed))
@@ -66,7 +49,7 @@ def test_masked_hides_text_and_asks_for_what_it_hid(lengths: list[int], seed: in
 
 def test_masked_hides_fifteen_percent_in_three_ways() -> None:
     """Over 100,000 letters: 15% asked for, of these 80% masked, 10% random, 10% as they are."""
-    batch = Masked(BERT).batch(windows_of([100_000], 50_001, 0), np.random.default_rng(0))
+    batch = Masked(BERT).batch(list(windows_of([100_000], 50_001, 0)), np.random.default_rng(0))
     tokens, targets = batch.inputs["tokens"], batch.inputs["targets"]
     asked = targets != NO_TARGET
     shares = (tokens[asked] == 257).float().mean(), (tokens[asked] == targets[asked]).float().mean()
@@ -97,61 +80,53 @@ def test_spans_fit_back_into_their_gaps(document: list[int], seed: int) -> None:
     assert all(gaps.values()) and len(source) > len(found)
 
 
-def test_spans_say_how_long_their_rows_are() -> None:
+@pytest.mark.parametrize("model", [T5, LLAMA])
+def test_spans_say_how_long_their_rows_are(model: Transformer) -> None:
     """The lengths of a window of one document are those of its batch."""
-    window = windows_of([62], 64, 0)
-    batch = Spans(T5).batch(window, np.random.default_rng(0))
-    assert Spans(T5).lengths(64) == (batch.inputs["tokens"].shape[1], batch.inputs["source"].shape[1])
+    windows, objective = windows_of([62], 64, 0), Spans(model)
+    inputs = objective.batch(list(windows), np.random.default_rng(0)).inputs
+    source = inputs["source"].shape[1] if "source" in inputs else None
+    assert objective.lengths(windows) == (inputs["tokens"].shape[1], source)
 
 
 @given(lengths, seeds)
 def test_spans_line_up(lengths: list[int], seed: int) -> None:
-    """Each document's decoder reads the start and then its own targets, and there are as many as the encoder reads."""
-    windows = windows_of(lengths, 40, seed)
-    batch = Spans(T5).batch(windows, np.random.default_rng(seed))
-    assert batch.target_count == int((batch.inputs["targets"] != NO_TARGET).sum())
-    for row, window in enumerate(windows):
-        count = len([end for end in np.cumsum(window.documents) if end <= window.filled])
-        documents, sources = batch.inputs["documents"][row], batch.inputs["source_documents"][row]
-        assert sum(documents) == batch.inputs["tokens"].shape[1] and sum(sources) == batch.inputs["source"].shape[1]
-        begins = np.cumsum([0, *documents])[: count + 1]
-        for begin, end in itertools.pairwise(begins):
-            tokens, targets = batch.inputs["tokens"][row, begin:end], batch.inputs["targets"][row, begin:end]
-            assert tokens[0] == 256 and torch.equal(tokens[1:], targets[:-1])
-        assert (batch.inputs["targets"][row, begins[-1] :] == NO_TARGET).all()
+    """Each document's decoder reads the start and then its own targets, and there are as many as the encoder reads; a
+    decoder alone reads what is left, and is asked for the rest; no position is padding."""
+    windows = list(windows_of(lengths, 40, seed))
+    inputs = Spans(T5).batch(windows, np.random.default_rng(seed)).inputs
+    count = len(documents(windows))
+    assert len(inputs["documents"][0]) == len(inputs["source_documents"][0]) == count
+    assert sum(inputs["source_documents"][0]) == inputs["source"].shape[1]
+    assert (inputs["targets"] != NO_TARGET).all()
+    targets = torch.split(inputs["targets"][0], inputs["documents"][0])
+    for tokens, wanted in zip(torch.split(inputs["tokens"][0], inputs["documents"][0]), targets, strict=True):
+        assert tokens[0] == 256 and torch.equal(tokens[1:], wanted[:-1])
+
+    alone = Spans(LLAMA).batch(windows, np.random.default_rng(seed)).inputs
+    rows = zip(*(torch.split(alone[name][0], alone["documents"][0]) for name in ("tokens", "targets")))
+    for (tokens, wanted), asked in zip(rows, targets, strict=True):
+        given_ = int((wanted == NO_TARGET).sum()) + 1
+        assert torch.equal(wanted[given_ - 1 :], asked) and torch.equal(tokens[given_:], asked[:-1])
 
 
-@pytest.mark.parametrize(("objective", "model"), [("masked", BERT), ("spans", T5)])
-def test_packed_is_separate(objective: str, model: Transformer) -> None:
+@pytest.mark.parametrize(("objective", "model"), [(Masked, BERT), (Spans, T5), (Spans, LLAMA)])
+def test_packed_is_separate(objective: type[Masked | Spans], model: Transformer) -> None:
     """A packed batch has the loss and the gradients of its documents one by one."""
-    made = OBJECTIVES[objective](model)
-    windows = windows_of([30, 3, 60, 17, 1, 9], 64, 0)
-    whole = made.batch(windows, np.random.default_rng(3)).inputs
-    model.eval()
+    windows = list(windows_of([30, 3, 60, 17, 1, 9], 64, 0))
+    assert_packed_is_separate(model, objective(model).batch(windows, np.random.default_rng(3)))
 
-    def gradients(batches: list[dict[str, Any]]) -> tuple[float, dict[str, torch.Tensor]]:
-        model.zero_grad()
-        total = torch.zeros(())
-        for batch in batches:
-            out = model(**batch)
-            total = total + out.loss * out.target_count
-        total.backward()
-        return total.item(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
-    def alone(row: int) -> list[dict[str, Any]]:
-        """Each document of a row in a call of its own."""
-        tokens = torch.split(whole["tokens"][row], whole["documents"][row])
-        targets = torch.split(whole["targets"][row], whole["documents"][row])
-        calls = [{"tokens": a[None], "targets": b[None]} for a, b in zip(tokens, targets)]
-        if "source" in whole:
-            sources = torch.split(whole["source"][row], whole["source_documents"][row])
-            calls = [{**call, "source": source[None]} for call, source in zip(calls, sources)]
-        return [call for call in calls if (call["targets"] != NO_TARGET).any()]
-
-    together, separate = gradients([whole]), gradients([call for row in range(len(windows)) for call in alone(row)])
-    assert together[0] == pytest.approx(separate[0], rel=1e-5)
-    scale = max(float(gradient.abs().max()) for gradient in separate[1].values())
-    assert max(float((together[1][name] - separate[1][name]).abs().max()) for name in together[1]) < 1e-5 * scale
+@torch.no_grad()
+def test_right_answers_are_counted() -> None:
+    """At a validation of hidden tokens: as many as the logits of a pass of their own find, and the same loss."""
+    batch = Masked(BERT).batch(list(windows_of([300], 64, 0)), np.random.default_rng(0))
+    measured = Masked(BERT.eval()).measure(BERT, batch)
+    inputs = {name: value for name, value in batch.inputs.items() if name != "targets"}
+    logits, targets = BERT(**inputs).logits, batch.inputs["targets"]
+    assert int(measured["accuracy"]) == int((logits.argmax(-1) == targets).sum())
+    wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    assert float(measured["loss"]) == pytest.approx(float(wanted), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +154,7 @@ def test_a_run_learns_and_loads(recipe: Any, objective: str, preset: str) -> Non
             "llama:tiny",
             "needs an encoder with a masked-language-model head; this model is of shape 'decoder'",
         ),
-        ("spans", "bert:tiny", "needs an encoder-decoder with a language-model head"),
+        ("spans", "bert:tiny", "needs an encoder-decoder or a decoder with a language-model head"),
         ("causal", "t5:tiny", "needs a decoder with a language-model head"),
     ],
 )
