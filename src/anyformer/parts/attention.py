@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from anyformer import spec
-from anyformer.parts import kernels, masks
+from anyformer.parts import masks
 from anyformer.parts.cache import LayerCache
 from anyformer.parts.context import Context
 from anyformer.parts.kernels import Scores
@@ -78,7 +78,7 @@ class Attention(SideBySide):
         q, k, v, keys = (
             self.cross_heads(x_BTD, context, cache) if self.cross else self.self_heads(x_BTD, context, cache)
         )
-        out = kernels.attend(q, k, v, context.visible(self.mask, keys), self.scores(context))
+        out = context.attend(q, k, v, self.mask, keys, self.scores(context))
         return self.output(out.transpose(1, 2).flatten(2))
 
     def prepare(self, context: Context, dtype: torch.dtype) -> None:
@@ -88,7 +88,7 @@ class Attention(SideBySide):
         assert keys is not None
         if self.angles is not None:
             context.rotary(self.angles, context.queries)
-        kernels.prepare(context.visible(self.mask, keys), self.scores(context), dtype)
+        context.prepare(self.mask, keys, self.scores(context), dtype)
 
     def scores(self, context: Context) -> Scores:
         """What happens to scores besides masking."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
+from anyformer.parts import kernels
 from anyformer.parts.cache import Cache, LayerCache, Plan
+from anyformer.parts.kernels import Scores
 from anyformer.parts.masks import Bias, Mask, Tokens, Visible, lower
 from anyformer.parts.positions import RotaryAngles
 
@@ -79,3 +82,11 @@ class Context:
         if key not in self._made:
             self._made[key] = lower(mask, self.queries, keys)
         return self._made[key]
+
+    def prepare(self, mask: Mask, keys: Tokens, scores: Scores, dtype: torch.dtype) -> None:
+        """Make what `attend` will ask for, for queries of this dtype."""
+        kernels.prepare(self.visible(mask, keys), scores, dtype)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, keys: Tokens, scores: Scores) -> Tensor:
+        """Attention [B, H, T, C] of this pass's queries [B, H, T, C] over keys and values [B, K, S, C]."""
+        return kernels.attend(q, k, v, self.visible(mask, keys), scores)

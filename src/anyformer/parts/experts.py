@@ -57,8 +57,7 @@ class Experts(nn.Module):
         shares_NE, weight_NK, chosen_NK = self.route(x_ND)
         if self.balance and self.training:
             context.auxiliary.append(self.balance * self.balance_loss(shares_NE, chosen_NK, context.queries.valid))
-        grouped = self.groupable(x_ND)
-        out_ND = (self.sorted if grouped else self.every)(x_ND, weight_NK.to(x_ND.dtype), chosen_NK)
+        out_ND = self.combine(x_ND, weight_NK.to(x_ND.dtype), chosen_NK)
         if self.shared is not None:
             extra = self.shared(x_ND, context)
             out_ND = out_ND + (extra if self.shared_gate is None else extra * self.shared_gate(x_ND).sigmoid())
@@ -82,6 +81,10 @@ class Experts(nn.Module):
         gate = None if self.gate is None else multiply(x, self.gate, self.gate_bias)
         up = multiply(x, self.up, self.up_bias)
         return multiply(self.activate(up, gate), self.down, self.down_bias)
+
+    def combine(self, x_ND: Tensor, weight_NK: Tensor, chosen_NK: Tensor) -> Tensor:
+        """The weighted sum of what the chosen experts make of each token, [N, D]."""
+        return (self.sorted if self.groupable(x_ND) else self.every)(x_ND, weight_NK, chosen_NK)
 
     def groupable(self, x: Tensor) -> bool:
         """Whether grouped products can serve: they take no float64, and rows of whole 16 bytes only."""
