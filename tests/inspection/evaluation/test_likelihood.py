@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from anyformer import families, model, text
 from anyformer.errors import InputError
-from anyformer.inspection import evaluation
-from anyformer.inspection.evaluation import Evaluation, evaluate, spans, token_ids
+from anyformer.inspection.evaluation import likelihood
+from anyformer.inspection.evaluation.likelihood import Evaluation, evaluate, spans, token_ids
 
 TEXT = "A short text, with naïve characters — and some more of it, so that windows are many. " * 3
 
@@ -63,7 +63,7 @@ def test_loss_is_that_of_each_token_by_itself(decoder: model.Transformer, window
 def test_batches_change_nothing(decoder: model.Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows side by side, the last of them filled up, cost the same nats as windows one by one."""
     together = evaluate(decoder, TEXT, window=24, stride=12)
-    monkeypatch.setattr(evaluation, "BATCH_TOKENS", 1)
+    monkeypatch.setattr(likelihood, "BATCH_TOKENS", 1)
     alone = evaluate(decoder, TEXT, window=24, stride=12)
     assert together.tokens == alone.tokens
     assert together.nats == pytest.approx(alone.nats, rel=1e-6)
