@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from anyformer.data import formats
-from anyformer.data.files import read_text
+from anyformer.data import files, formats
+from anyformer.data.files import read_parts, read_text
 from anyformer.data.formats import read_records
 from anyformer.errors import DataError
 
@@ -114,7 +114,9 @@ def test_tables_have_the_stated_encoding(tmp_path: Path) -> None:
         path = written(tmp_path / "a.tsv", "Crème\tSahne\x85\r\nB\tC\n".encode(encoding))
         assert fields_of(path, PAIR, None, stated)[0] == {"source": "Crème", "target": "Sahne\x85"}
         assert fields_of(path, PAIR, None, stated)[1] == {"source": "B", "target": "C"}
-    with pytest.raises(DataError, match=r"a.tsv, line 1 is not utf-8: byte 0xff does not fit; .* --encoding"):
+    with pytest.raises(
+        DataError, match=r"a.tsv is not utf-8: byte 0xff at offset 0 .line 1. does not fit; .* --encoding"
+    ):
         fields_of(written(path, "a\tb".encode("utf-16")), PAIR)
     with pytest.raises(DataError, match="no text encoding 'latin-9000'"):
         fields_of(path, PAIR, None, ["latin-9000"])
@@ -148,7 +150,7 @@ def test_tables_have_the_stated_encoding(tmp_path: Path) -> None:
         ("a.tsv", b"a\tb\nc\n", r"a.tsv, line 2: there are 1 columns where 2 are needed; .* counted from 0"),
         ("a.tsv", b"a\tb\tc\n", r"a.tsv, line 1: there are 3 columns where 2 are needed"),
         ("a.tsv", b"a\t\n", r"a.tsv, line 1: 'target' is empty"),
-        ("a.tsv", b"a\tb\nc\xff\td\n", r"a.tsv, line 2 is not utf-8: byte 0xff"),
+        ("a.tsv", b"a\tb\nc\xff\td\n", r"a.tsv is not utf-8: byte 0xff at offset 5 .line 2."),
         ("a.csv", b'a,b\n"c,d\n', r"a.csv, line 2 is not CSV: unexpected end of data"),
         (
             "a.jsonl.gz",
@@ -231,3 +233,39 @@ def test_compressed_texts_are_read_as_texts(tmp_path: Path) -> None:
     raw = "Crème\n".encode()
     assert read_text(written(tmp_path / "a.txt.gz", gzip.compress(raw) * 2)) == "Crème\nCrème\n"
     assert read_text(written(tmp_path / "a.txt.zst", zstd.compress(raw) * 2)) == "Crème\nCrème\n"
+
+
+@given(st.text(st.characters(codec="utf-8")), st.sampled_from(["utf-8", "utf-16", "latin-1"]), st.integers(1, 9))
+def test_a_text_in_parts_is_the_text(
+    tmp_path_factory: pytest.TempPathFactory, text: str, encoding: str, part: int
+) -> None:
+    """Wherever bytes are cut, also within a character; parts end with lines, and all bytes are told of."""
+    raw = text.encode(encoding, "replace")
+    path, read = written(tmp_path_factory.mktemp("text") / "a.txt", raw), list[int]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "PART", part)
+        parts = list(read_parts(path, encoding, read.append))
+    assert "".join(parts) == raw.decode(encoding).removeprefix("\ufeff")
+    assert all(each.endswith("\n") for each in parts[:-1]) and all(parts) and sum(read) == len(raw)
+
+
+def test_what_does_not_fit_is_found_beyond_the_first_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The offset and the line are those of the file, even if a character stands across two parts."""
+    monkeypatch.setattr(files, "PART", 4)
+    path = written(tmp_path / "a.txt", b"ab\nc\ndef\xc3\xc3\n")
+    with pytest.raises(DataError, match=r"not utf-8: .* in turn for each file; nor is it ascii or utf-16"):
+        read_text(path, ["utf-8", "ascii", "utf-16"])
+    with pytest.raises(DataError, match=r"byte 0xc3 at offset 8 .line 3."):
+        read_text(path)
+
+
+def test_how_much_was_read_is_told_in_bytes_of_the_file(tmp_path: Path) -> None:
+    """Compressed ones too: what a bar shows is how far along the files on the disk one is."""
+    rows = [{"source": f"{i} " * 50, "target": f"{i}"} for i in range(3000)]
+    plain = written(tmp_path / "a.jsonl", jsonl(rows))
+    compressed = written(tmp_path / "a.jsonl.zst", zstd.compress(jsonl(rows)))
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=100)
+    for path in (plain, compressed, tmp_path / "a.parquet"):
+        read: list[int] = []
+        assert sum(1 for _ in read_records(path, PAIR, advance=read.append)) == 3000
+        assert sum(read) == pytest.approx(path.stat().st_size, rel=0.01) and len(read) > 1

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import importlib
+import io
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -14,24 +16,51 @@ from typing import Any, BinaryIO, cast
 from anyformer.errors import DataError
 
 COMPRESSIONS = (".gz", ".zst")
+#: Bytes of a text that are decoded at once.
+PART = 1 << 18
+
+#: Is told of each number of bytes of a file that were read, compressed or not.
+Advance = Callable[[int], object]
+
+
+def unheard(size: int) -> None:
+    """For whoever does not want to know how far it is."""
+
+
+class _Counted(io.RawIOBase):
+    """A file that tells how much of it was read."""
+
+    def __init__(self, path: Path, advance: Advance) -> None:
+        self._file, self._advance = path.open("rb", buffering=0), advance
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        size = self._file.readinto(buffer)
+        self._advance(size)
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 @contextmanager
-def open_file(path: Path) -> Iterator[BinaryIO]:
+def open_file(path: Path, advance: Advance = unheard) -> Iterator[BinaryIO]:
     """A file's bytes, decompressed on the way. Raises `DataError` where they cannot be read."""
     torn: tuple[type[Exception], ...] = (EOFError, zlib.error)
     try:
-        match path.suffix.lower():
-            case ".gz":
-                file = cast(BinaryIO, gzip.open(path))  # noqa: SIM115
-            case ".zst":
-                zstd = _zstd(path)
-                torn += (zstd.ZstdError,)
-                file = zstd.open(path)
-            case _:
-                file = path.open("rb")
-        with file:
-            yield file
+        with io.BufferedReader(_Counted(path, advance), PART) as raw:
+            match path.suffix.lower():
+                case ".gz":
+                    yield cast(BinaryIO, gzip.GzipFile(fileobj=raw))
+                case ".zst":
+                    zstd = _zstd(path)
+                    torn += (zstd.ZstdError,)
+                    yield zstd.open(raw)
+                case _:
+                    yield raw
     except torn as error:
         raise DataError(f"{path} is torn or not what its name says: {error}; fetch or make it again") from None
     except OSError as error:
@@ -58,25 +87,65 @@ def read_text(path: Path, encodings: Sequence[str] = ("utf-8",)) -> str:
     Raises `DataError` with the byte offset of what does not fit the first encoding, and where the file is unreadable
     or an encoding unknown.
     """
-    with open_file(path) as file:
-        raw = file.read()
-    misfits: list[UnicodeDecodeError] = []
+    return "".join(read_parts(path, encoding_of(path, encodings)))
+
+
+def encoding_of(path: Path, encodings: Sequence[str]) -> str:
+    """The first of several encodings that all of a file fits. Raises as `read_text`."""
+    if len(encodings) == 1:
+        return encodings[0]
+    misfits: list[DataError] = []
     for encoding in encodings:
         try:
-            return raw.decode(encoding).removeprefix("\ufeff")
-        except UnicodeDecodeError as error:
-            misfits.append(error)
-        except LookupError:
-            raise unknown_encoding(encoding) from None
-    first = misfits[0]
-    raise DataError(
-        f"{path} is not {' nor '.join(encodings)}: byte 0x{raw[first.start]:02x} at offset {first.start} does not fit; "
-        f"say what it is with --encoding (data.encoding), such as latin-1, or several to try in turn for each file"
-    )
+            for _ in _decoded(path, encoding):
+                pass
+            return encoding
+        except _Misfit as misfit:
+            misfits.append(misfit)
+    raise DataError(f"{misfits[0]}; nor is it {' or '.join(encodings[1:])}")
 
 
-def unknown_encoding(encoding: str) -> DataError:
-    """What is said of an encoding that Python does not know."""
-    return DataError(
-        f"there is no text encoding '{encoding}'; data.encoding takes names such as utf-8, latin-1, cp1252"
-    )
+def read_parts(path: Path, encoding: str, advance: Advance = unheard) -> Iterator[str]:
+    """The text of a file in parts of whole lines, so that memory does not grow with the file. Raises as `read_text`."""
+    open_line: list[str] = []
+    for text in _decoded(path, encoding, advance):
+        end = text.rfind("\n") + 1
+        if end:
+            yield "".join((*open_line, text[:end]))
+            open_line.clear()
+        open_line.append(text[end:])
+    if last := "".join(open_line):
+        yield last
+
+
+class _Misfit(DataError):
+    """Bytes that are not of an encoding."""
+
+
+def _decoded(path: Path, encoding: str, advance: Advance = unheard) -> Iterator[str]:
+    try:
+        decoder = codecs.getincrementaldecoder(encoding)()
+    except LookupError:
+        raise DataError(
+            f"there is no text encoding '{encoding}'; data.encoding takes names such as utf-8, latin-1 or cp1252"
+        ) from None
+    with open_file(path, advance) as file:
+        begin, line, block, is_first = 0, 1, None, True
+        while block != b"":
+            block = file.read(PART)
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                # What the decoder looked at begins with what was left of the block before.
+                place = begin + len(block) - len(error.object) + error.start
+                line += error.object[: error.start].count(b"\n")
+                raise _Misfit(
+                    f"{path} is not {encoding}: byte 0x{error.object[error.start]:02x} at offset {place} (line {line}) "
+                    f"does not fit; say what it is with --encoding (data.encoding), such as latin-1, or several to try "
+                    f"in turn for each file"
+                ) from None
+            except UnicodeError as error:
+                raise _Misfit(f"{path} is not {encoding}: {error}") from None
+            begin, line = begin + len(block), line + text.count("\n")
+            yield text.removeprefix("\ufeff") if is_first else text
+            is_first = is_first and not text

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anyformer.data.files import COMPRESSIONS, open_file, optional, read_text, unknown_encoding
+from anyformer.data.files import COMPRESSIONS, Advance, encoding_of, open_file, optional, read_parts, unheard
 from anyformer.errors import DataError
 
 #: Files of these kinds hold records, whatever is wanted of them.
@@ -62,6 +62,7 @@ def read_records(
     fields: Sequence[str] = TEXT,
     columns: Mapping[str, str | int] | None = None,
     encodings: Sequence[str] = ("utf-8",),
+    advance: Advance = unheard,
 ) -> Iterator[Row]:
     """The rows of a file, one at a time, each with exactly `fields`.
 
@@ -76,14 +77,14 @@ def read_records(
     named = {name: str(columns.get(name, name)) for name in fields}
     match kind(path):
         case ".parquet":
-            rows = _parquet_rows(path, named)
+            rows = _parquet_rows(path, named, advance)
         case ".tsv" | ".csv":
-            rows = _table_rows(path, encodings, named if columns else None, len(fields))
+            rows = _table_rows(path, _lines(path, encodings, advance), named if columns else None, len(fields))
             named = named if columns else {name: str(number) for number, name in enumerate(fields)}
         case ".json" if _is_array(path):
-            rows = _json_array(path)
+            rows = _json_array(path, advance)
         case _:
-            rows = _json_lines(path)
+            rows = _json_lines(path, advance)
     for place, row in rows:
         values = {name: _value(row, name, column, place) for name, column in named.items()}
         empty = [name for name, value in values.items() if _is_empty(value)]
@@ -150,8 +151,8 @@ def _described(value: Any) -> str:
     return f"a value of type {type(value).__name__}"
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    with open_file(path) as file:
+def _json_lines(path: Path, advance: Advance) -> Iterator[tuple[str, Any]]:
+    with open_file(path, advance) as file:
         for number, line in enumerate(file, 1):
             content = line.removeprefix(BOM_UTF8) if number == 1 else line
             if content.strip():
@@ -163,8 +164,8 @@ def _is_array(path: Path) -> bool:
         return file.read(4096).removeprefix(BOM_UTF8).lstrip().startswith(b"[")
 
 
-def _json_array(path: Path) -> Iterator[tuple[str, Any]]:
-    with open_file(path) as file:
+def _json_array(path: Path, advance: Advance) -> Iterator[tuple[str, Any]]:
+    with open_file(path, advance) as file:
         rows = _parsed(file.read().removeprefix(BOM_UTF8), str(path))
     return ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
 
@@ -179,11 +180,10 @@ def _parsed(raw: bytes, place: str) -> Any:
 
 
 def _table_rows(
-    path: Path, encodings: Sequence[str], named: Mapping[str, str] | None, count: int
+    path: Path, lines: Iterator[str], named: Mapping[str, str] | None, count: int
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """The rows of a table, the cells by the number of their column. Where columns go by names, the first line holds
     them; without any, there must be just as many as `count`."""
-    lines = _lines(path, encodings)
     rows = _csv_cells(path, lines) if kind(path) == ".csv" else _tsv_cells(lines)
     header = None
     if named is not None and not all(column.isdecimal() for column in named.values()):
@@ -218,33 +218,13 @@ def _csv_cells(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, list[str
         raise DataError(f"{path}, line {reader.line_num} is not CSV: {error}") from None
 
 
-def _lines(path: Path, encodings: Sequence[str]) -> Iterator[str]:
+def _lines(path: Path, encodings: Sequence[str], advance: Advance) -> Iterator[str]:
     """The lines of a text, with their ends."""
-    if not _is_read_by_lines(encodings):
-        yield from io.StringIO(read_text(path, encodings), newline="\n")
-        return
-    with open_file(path) as file:
-        for number, line in enumerate(file, 1):
-            try:
-                text = line.decode(encodings[0])
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path}, line {number} is not {encodings[0]}: byte 0x{line[error.start]:02x} does not fit; say "
-                    f"what the file is with --encoding (data.encoding), such as latin-1"
-                ) from None
-            yield text.removeprefix("\ufeff") if number == 1 else text
+    for part in read_parts(path, encoding_of(path, encodings), advance):
+        yield from io.StringIO(part, newline="\n")
 
 
-def _is_read_by_lines(encodings: Sequence[str]) -> bool:
-    """Whether lines can be found in the bytes: of one encoding that has ASCII's line break. Otherwise the whole text
-    has to be decoded first."""
-    try:
-        return len(encodings) == 1 and "\n".encode(encodings[0]) == b"\n"
-    except LookupError:
-        raise unknown_encoding(encodings[0]) from None
-
-
-def _parquet_rows(path: Path, named: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+def _parquet_rows(path: Path, named: Mapping[str, str], advance: Advance) -> Iterator[tuple[str, Any]]:
     if path.suffix.lower() in COMPRESSIONS:
         raise DataError(f"{path}: a parquet file is compressed inside; decompress this one")
     parquet = optional("pyarrow.parquet", "pyarrow", path)
@@ -256,8 +236,9 @@ def _parquet_rows(path: Path, named: Mapping[str, str]) -> Iterator[tuple[str, A
             for column, name in whole.items():
                 if column not in has:
                     raise _missing(str(path), name, column, has)
-            number = 0
+            number, bytes_a_row = 0, path.stat().st_size / max(file.metadata.num_rows, 1)
             for batch in file.iter_batches(PARQUET_ROWS, columns=list(whole)):
+                advance(round(len(batch) * bytes_a_row))
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", row
