@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import save
 
 from anyformer import checkpoints, families, model, text
-from anyformer.checkpoints import card, hub
+from anyformer.checkpoints import adapters, card, hub
 from anyformer.checkpoints.tensors import unload
 from anyformer.data import find_files, read_documents
 from anyformer.errors import CheckpointError, DataError, SpecError
@@ -310,6 +310,26 @@ def test_pooling_comes_with_an_encoder(server: stand_in.Hub, tmp_path: Path) -> 
     loaded = model.load("org/name", device="cpu")
     assert loaded.spec == built.spec
     assert torch.equal(loaded.embed(["some text"]), built.embed(["some text"]))
+
+
+def test_an_adapter_brings_its_model(server: stand_in.Hub, files: dict[str, bytes], tmp_path: Path) -> None:
+    """A repository that holds an adapter alone is fetched with the model that it names, at the revision that it names;
+    and it can be named beside a model."""
+    repository = server.add("org/base", files)
+    there = repository.commit({**files, "README.md": b"of no use"})
+    name = "decoder.layers.0.attention.query.weight"
+    change = adapters.LowRank(torch.ones(2, 128), torch.ones(128, 2), 0.5)
+    spec = families.llama("tiny")
+    adapters.write(tmp_path, {name: change}, {}, spec=spec, family="llama", base="org/base", revision=there)
+    written = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    server.add("org/adapter", {**written, "README.md": b"a card"})
+    loaded = model.load("org/adapter", device="cpu")
+    assert "README.md" not in server.fetched()
+    base = model.load("org/base", device="cpu")
+    assert torch.equal(loaded.get_parameter(name), base.get_parameter(name) + 1)
+    beside = model.load("org/base", device="cpu", adapter="org/adapter")
+    assert torch.equal(loaded.get_parameter(name), beside.get_parameter(name))
+    assert loaded.tokenizer is not None and (loaded.origin or "").startswith("org/adapter@")
 
 
 def test_what_is_on_the_disk_wins(

@@ -68,11 +68,11 @@ def load(source: Source, spec: Transformer, table: Table, *, prefix: str = "", i
                 f"config asks for in the {name}"
             )
     wanted = shapes(spec)
-    lines = _lines(spec, table, wanted)
+    lines = lines_of(spec, table, wanted)
     found, left = _assign(source, lines, prefix)
     _check_missing(source, lines, found)
     for line in lines:
-        for name, shape in _saved_shapes(line, wanted).items():
+        for name, shape in saved_shapes(line, wanted).items():
             _check(source, found[name], shape)
     makers = {}
     for line in lines:
@@ -103,7 +103,7 @@ def unload(
         if tuple(tensors[name].shape) != shape:
             raise CheckpointError(f"{name} has shape {tuple(tensors[name].shape)} and its spec says {shape}")
     makers, sizes = {}, {}
-    for line in _lines(spec, table, wanted):
+    for line in lines_of(spec, table, wanted):
         for index, name in enumerate(line.saved):
             makers[name.removeprefix(drop)] = partial(_make_saved, tensors, line, index)
             sizes[name.removeprefix(drop)] = sum(tensors[ours].nbytes for ours in line.ours) // len(line.saved)
@@ -130,7 +130,7 @@ def _embedding_name(spec: Transformer) -> str:
     return f"{stack}.embeddings.tokens.weight"
 
 
-def _lines(spec: Transformer, table: Table, wanted: Shapes) -> list[Line]:
+def lines_of(spec: Transformer, table: Table, wanted: Shapes) -> list[Line]:
     """The table's lines for a spec. Where the head is tied, its matrix may stand in the file as one more name of the
     embedding table's."""
     lines = fill(table, wanted)
@@ -211,21 +211,21 @@ def _reason(source: Source, name: str, table: Table, prefix: str, spec: Transfor
     )
 
 
-def _saved_shapes(line: Line, wanted: Shapes) -> dict[str, tuple[int, ...]]:
-    whole = _to_saved(line, [torch.empty(wanted[name], device="meta") for name in line.ours])
+def saved_shapes(line: Line, wanted: Shapes) -> dict[str, tuple[int, ...]]:
+    whole = to_saved(line, [torch.empty(wanted[name], device="meta") for name in line.ours])
     return dict.fromkeys(line.saved, tuple(whole.shape[1:] if "#" in line.entry.saved else whole.shape))
 
 
 def _read_ours(source: Source, line: Line, names: Sequence[str], wanted: Shapes, index: int) -> Tensor:
-    return _to_ours(line, [source.read(name) for name in names], wanted)[index]
+    return to_ours(line, [source.read(name) for name in names], wanted)[index]
 
 
 def _make_saved(tensors: Mapping[str, Tensor], line: Line, index: int) -> Tensor:
-    whole = _to_saved(line, [tensors[name] for name in line.ours])
+    whole = to_saved(line, [tensors[name] for name in line.ours])
     return whole[index] if "#" in line.entry.saved else whole
 
 
-def _to_ours(line: Line, saved: Sequence[Tensor], wanted: Shapes) -> list[Tensor]:
+def to_ours(line: Line, saved: Sequence[Tensor], wanted: Shapes) -> list[Tensor]:
     """What the tensors of a line become: stacked, rearranged, cut."""
     entry = line.entry
     tensor = torch.stack(list(saved)) if "#" in entry.saved else saved[0]
@@ -238,8 +238,8 @@ def _to_ours(line: Line, saved: Sequence[Tensor], wanted: Shapes) -> list[Tensor
     return [part.flatten(entry.axis, entry.axis + 1) for part in rounds.split(sizes, entry.axis + 1)]
 
 
-def _to_saved(line: Line, ours: Sequence[Tensor]) -> Tensor:
-    """The way back of `_to_ours`; what the file keeps apart is still stacked."""
+def to_saved(line: Line, ours: Sequence[Tensor]) -> Tensor:
+    """The way back of `to_ours`; what the file keeps apart is still stacked."""
     entry, tensor = line.entry, ours[0]
     if len(ours) > 1:
         rounds = [part.unflatten(entry.axis, (entry.groups, -1)) for part in ours]

@@ -105,9 +105,12 @@ def load(
     *,
     ignore: Sequence[str] = (),
     revision: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> Transformer:
     """A model from wherever a model is named: a run or Hugging Face directory, a `.gguf` file, a repository on a hub
-    (`org/name`, `org/name/file.gguf`), or a family's preset (`llama:135m`, fresh weights).
+    (`org/name`, `org/name/file.gguf`), or a family's preset (`llama:135m`, fresh weights). A LoRA `adapter` in peft's
+    files, a directory or a repository, is merged into its weights; one may also be named as the model itself, and then
+    changes the one that its config names.
 
     In the dtype of the file (float32 for quantised GGUF) unless `dtype` says otherwise; in evaluation mode, gradients
     on. `ignore` names config attributes or tensors to pass over; `revision` is the repository's branch, tag or commit,
@@ -120,12 +123,13 @@ def load(
     where = best_device() if device == "auto" else torch.device(device)
     reference = os.fspath(reference)
     preset = families.preset(reference)
-    if preset is not None and revision is None:
+    if preset is not None and revision is None and adapter is None:
         model = build(preset, dtype=chosen or torch.float32, device=where)
         model.family = reference.split(":")[0]
         model.generation = dict(families.named(model.family).generation)
         return model.eval()
-    checkpoint = checkpoints.open(checkpoints.fetch(reference, ignore=ignore, revision=revision), ignore=ignore)
+    fetched = checkpoints.fetch(reference, ignore=ignore, revision=revision)
+    checkpoint = checkpoints.open(fetched, ignore=ignore, adapter=None if adapter is None else os.fspath(adapter))
     model = unfilled(checkpoint.spec, chosen or checkpoint.dtype, where)
     fill(model, checkpoint.tensors)
     model.tokenizer, model.generation = checkpoint.tokenizer, dict(checkpoint.generation)
