@@ -1,8 +1,10 @@
 """From people's files to rows of token ids: sources, tokenised corpora, packing, and the order of batches."""
 
+from anyformer.data.documents import Document, Sources, read_documents
+from anyformer.data.files import read_text
 from anyformer.data.loader import Examples, Loader, spread
 from anyformer.data.packing import NO_TARGET, Record, Records, Window, Windows
-from anyformer.data.sources import Document, Sources, find_files, hold_out, read_documents, read_text
+from anyformer.data.sources import find_files
 from anyformer.data.tokens import (
     Column,
     Corpus,
@@ -32,7 +34,6 @@ __all__ = [
     "encode_documents",
     "encode_records",
     "find_files",
-    "hold_out",
     "open_corpus",
     "read_documents",
     "read_manifest",

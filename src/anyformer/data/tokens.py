@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from anyformer.data.sources import Document
+from anyformer.data.documents import Document
 from anyformer.errors import DataError
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def encode_documents(documents: Iterable[Document], tokenizer: Tokenizer) -> Ite
     end-of-text token, where it has them; so all of its text is predicted, and so is its end."""
     begins = [tokenizer.bos] if tokenizer.bos is not None else []
     ends = [tokenizer.eos] if tokenizer.eos is not None else []
-    parts = ((document.split, *part) for document in documents for part in _parts(document.text))
+    parts = ((document.split, *part) for document in documents for part in _parts(document))
     while batch := list(islice(parts, PARTS_AT_ONCE)):
         encoded = tokenizer.encode_batch([text for _, text, _, _ in batch], special=False)
         for (split, text, is_first, is_last), ids in zip(batch, encoded, strict=True):
@@ -122,12 +122,12 @@ def encode_records(
             yield EncodedPart(columns, document.split, True, size)
 
 
-def _parts(text: str) -> Iterator[tuple[str, bool, bool]]:
-    """A text in parts of whole lines: (part, is it the first, is it the last)."""
-    begin = 0
+def _parts(document: Document) -> Iterator[tuple[str, bool, bool]]:
+    """A text in parts of whole lines: (part, does it begin the document, does it end it)."""
+    text, begin = document.text, 0
     while begin < len(text):
         end = text.find("\n", begin + PART) + 1 or len(text)
-        yield text[begin:end], begin == 0, end == len(text)
+        yield text[begin:end], document.begins and begin == 0, document.ends and end == len(text)
         begin = end
 
 
