@@ -14,6 +14,7 @@ from anyformer import planning, spec
 from anyformer.errors import CheckpointError, SpecError
 from anyformer.model import Transformer, build
 from anyformer.model.building import fill, initialize, unfilled
+from anyformer.parts.attention import Attention
 from anyformer.planning.shapes import shapes
 
 SHAPES = ["encoder", "decoder", "encoder-decoder"]
@@ -237,3 +238,18 @@ def test_what_is_no_spec_is_not_built() -> None:
     """A name is for `load`; the sentence says so."""
     with pytest.raises(SpecError, match=r"build takes a spec.*not 'llama:tiny'; load takes names"):
         build("llama:tiny")  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [None, 1.0, 0.01])
+def test_scores_begin_with_the_same_spread_whatever_scales_them(scale: float | None) -> None:
+    """Drawn by the inputs of each matrix, queries make up for attention's scale: T5's has none."""
+    attention = spec.Attention(heads=4, kv_heads=4, head_dim=16, visibility="full", scale=scale)
+    block = spec.Block(branches=(spec.Branch(mixer=attention, norm=spec.Norm(kind="rms")),))
+    stack = spec.Stack(dim=64, depth=1, pattern=(block,), embeddings=spec.Embeddings(vocabulary=9))
+    whole = spec.Transformer(encoder=stack, head=spec.EmbeddingHead(), initialization=spec.Initialization(std=None))
+    model = build(whole, seed=0)
+    [layer] = [module for module in model.modules() if isinstance(module, Attention)]
+    x = torch.randn(200, 64, generator=torch.Generator().manual_seed(1))
+    queries, keys = (linear(x).unflatten(-1, (4, 16)) for linear in (layer.query, layer.key))
+    assert float((torch.einsum("thc,shc->hts", queries, keys) * layer.scale).std()) == pytest.approx(1, rel=0.2)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from anyformer import spec
 from anyformer.errors import CheckpointError, InputError, SpecError
 from anyformer.model.transformer import Transformer
+from anyformer.parts.attention import Attention
 
 DTYPES = {
     "float32": torch.float32,
@@ -77,6 +78,9 @@ def initialize(model: Transformer, how: spec.Initialization, generator: torch.Ge
             start = 0.0 if module.unit_offset else 1.0
             if isinstance(module.weight, nn.Parameter):
                 module.weight.fill_(start)
+        if isinstance(module, Attention) and how.std is None:
+            # Scores begin with the same spread whatever scales them (Raffel et al. 2020: not at all).
+            module.query.weight.mul_(module.head_dim**-0.5 / module.scale)
     assert len(drawn) == len(list(model.parameters())), "a parameter was left undrawn"
 
 

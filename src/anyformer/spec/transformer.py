@@ -171,8 +171,9 @@ Head = Annotated[
 
 
 class Initialization(Part, frozen=True):
-    """How fresh weights are drawn: matrices from a normal of deviation `std` (None: 1/√inputs of each matrix); those
-    that write to the residual stream divided by √(2·depth) with `depth_scaled` (GPT-2); biases zero, norms one."""
+    """How fresh weights are drawn: matrices from a normal of deviation `std` (None: 1/√inputs of each matrix, queries
+    over what attention's own scale lacks to 1/√head_dim, as in T5); those that write to the residual stream divided by
+    √(2·depth) with `depth_scaled` (GPT-2); biases zero, norms one."""
 
     std: PositiveFloat | None = 0.02
     embedding_std: PositiveFloat | None = None
