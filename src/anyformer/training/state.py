@@ -171,8 +171,15 @@ class Metrics:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The whole rows of a metrics file; a torn last line is left out."""
-    rows = (_row(line) for line in path.read_bytes().splitlines(keepends=True))
-    return [row for row in rows if row is not None]
+    return list(metrics_rows(path))
+
+
+def metrics_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The same, one at a time."""
+    with path.open("rb") as file:
+        for line in file:
+            if (row := _row(line)) is not None:
+                yield row
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
