@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from anyformer.training.optimizers import learning
+from anyformer.training.optimizers import learning, local
 
 
 class Average:
@@ -27,7 +27,8 @@ class Average:
     def update(self, step: int) -> None:
         """Take in the weights as step `step` left them."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        get_ema_multi_avg_fn(decay)([*self.averages.values()], [*self.weights.values()], step)
+        averages, weights = ([local(tensor) for tensor in held.values()] for held in (self.averages, self.weights))
+        get_ema_multi_avg_fn(decay)(averages, weights, step)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

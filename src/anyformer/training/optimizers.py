@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
@@ -19,11 +20,23 @@ def is_matrix(name: str, parameter: Tensor) -> bool:
 
 
 def decay_groups(parameters: dict[str, Tensor], weight_decay: float) -> list[dict]:
-    """Matrices decay; vectors and scalars (norms, biases, sinks), which have no scale to lose, do not."""
-    matrices = [parameter for name, parameter in parameters.items() if is_matrix(name, parameter)]
-    vectors = [parameter for name, parameter in parameters.items() if not is_matrix(name, parameter)]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    """Matrices decay; vectors and scalars (norms, biases, sinks), which have no scale to lose, do not. A group lies
+    over one mesh of processes, as torch's optimizers want it."""
+    groups: dict[tuple[bool, Any], list[Tensor]] = {}
+    for name, parameter in parameters.items():
+        groups.setdefault((is_matrix(name, parameter), mesh_of(parameter)), []).append(parameter)
+    ordered = sorted(groups.items(), key=lambda group: not group[0][0])
+    return [{"params": params, "weight_decay": weight_decay if decays else 0.0} for (decays, _), params in ordered]
+
+
+def mesh_of(tensor: Tensor) -> Any:
+    """The mesh of processes that a tensor lies over; None where this process has all of it."""
+    return getattr(tensor, "device_mesh", None)
+
+
+def local(tensor: Any) -> Tensor:
+    """This process' part of a tensor."""
+    return tensor if mesh_of(tensor) is None else tensor.to_local()
 
 
 def _adamw(parameters: dict[str, Tensor], weight_decay: float) -> Optimizer:
@@ -49,10 +62,20 @@ def muon(model: nn.Module, weight_decay: float) -> list[Optimizer]:
         if parameter.ndim == 2 and is_matrix(name, parameter) and ".layers." in f".{name}"
     }
     rest = {name: parameter for name, parameter in parameters.items() if name not in hidden}
+    made = _muon_for(hidden.values())
     return [
-        Muon(list(hidden.values()), weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        made(list(hidden.values()), weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
         _adamw(rest, weight_decay),
     ]
+
+
+def _muon_for(parameters: Iterable[Tensor]) -> type[Muon]:
+    """The Muon for parameters that this process has all of, or that lie over many."""
+    if all(mesh_of(parameter) is None for parameter in parameters):
+        return Muon
+    from anyformer.training.sharded_muon import ShardedMuon
+
+    return ShardedMuon
 
 
 #: What an optimizer is called in a recipe -> (model, weight decay) -> optimizers. Every step sets their learning rate.

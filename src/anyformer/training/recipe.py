@@ -6,6 +6,7 @@ tokenizer   "bytes" | path | {train = {vocabulary = N}}
 [data]      train, validation, encoding, exclude, held_out, columns
 [training]  objective; steps | tokens | flops | minutes; batches; optimizer, schedule; precision; how often to look
             and save
+[scale]     data, shard, tensor, expert, context: how torchrun's processes divide the work
 """
 
 from __future__ import annotations
@@ -178,6 +179,24 @@ class Training(Part, frozen=True):
         return _exactly_one(self, {name: getattr(self, name) for name in ("steps", "tokens", "flops", "minutes")})
 
 
+class Scale(Part, frozen=True):
+    """How many processes each division of the work is over, when torchrun starts many; their product is how many there
+    are. What is left out of `shard` (then of `data`) takes those that are left; the result is the same.
+
+    - `data`: copies of the model, each with rows of its own.
+    - `shard`: the same, with parameters, gradients and moments divided among them (FSDP).
+    - `tensor`: heads and feed-forward widths.
+    - `expert`: the experts of a mixture, and rows.
+    - `context`: every sequence, in stretches.
+    """
+
+    data: PositiveInt | None = None
+    shard: PositiveInt | None = None
+    tensor: PositiveInt = 1
+    expert: PositiveInt = 1
+    context: PositiveInt = 1
+
+
 class Recipe(Part, frozen=True):
     """A whole recipe. `tokenizer` is `"bytes"` (no training), the path of one, or one to train; it is left out where
     the model comes from a checkpoint, which has its own."""
@@ -187,6 +206,7 @@ class Recipe(Part, frozen=True):
     tokenizer: str | NewTokenizer | None = None
     data: Data
     training: Training
+    scale: Scale = Scale()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

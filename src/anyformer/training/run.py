@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import platform
 import shlex
 import shutil
@@ -29,11 +30,14 @@ import torch
 from anyformer.errors import AnyformerError, CheckpointError, TextError, TrainingError
 from anyformer.model import load
 from anyformer.model.building import best_device
-from anyformer.training.prepare import Text, check_model, prepare_text, starting_model
+from anyformer.training.prepare import Text, check_model, described, prepare_text, starting_model
 from anyformer.training.progress import Display
+from anyformer.training.ranks import Alone, joined
 from anyformer.training.recipe import Recipe, read_recipe
+from anyformer.training.scale import check as check_scale
 from anyformer.training.schedules import learning_rate, usual_peak
-from anyformer.training.state import Checkpoints, Counters, Metrics, read_json, read_metrics, write_json
+from anyformer.training.snapshots import is_sharded
+from anyformer.training.state import Checkpoints, Counters, Metrics, NoMetrics, read_json, read_metrics, write_json
 from anyformer.training.trainer import Trainer
 
 #: Before a run of so many minutes, the share of them spent on finding out how long a step takes.
@@ -67,35 +71,38 @@ def train(
     progress: bool = True,
 ) -> Result:
     """Train a model by a recipe (a path, plain data, or a `Recipe`; `overrides` such as `training.steps=200`), or
-    `resume` the run in a directory from its last whole checkpoint.
+    `resume` the run in a directory from its last whole checkpoint; then only `scale` can be set anew.
 
     The first Ctrl-C lets the step end, saves, and returns; a second one stops at once. Raises `TrainingError` where
     the recipe or the directory cannot be used, the disk is full, or the loss stays non-finite; `DataError` where the
     text cannot be read.
     """
     began = time.monotonic()
-    display = Display(progress)
+    # Of many processes, the first one speaks.
+    display = Display(progress and os.environ.get("RANK", "0") == "0")
     if (recipe is None) == (resume is None):
         raise TrainingError("give either a recipe to start a run or the directory of a run to resume")
     if resume is not None:
-        if list(overrides):
-            raise TrainingError("a resumed run keeps its recipe; nothing can be set")
         directory = Path(resume)
-        recipe = _reopen(directory, display)
+        recipe = _reopen(directory, list(overrides), display)
     else:
         assert recipe is not None
         recipe = read_recipe(recipe, overrides)
         directory = recipe.run.directory
-        try:
-            _claim(directory, recipe)
-        except OSError as error:
-            raise TrainingError(f"run.directory: {directory} cannot hold a run: {error}") from None
+    with joined(recipe.scale) as ranks:
+        if resume is None:
+            ranks.first(lambda: _claim(directory, recipe) if ranks.leads else None)
+        return _guarded(recipe, directory, display, began, ranks, is_new=resume is None)
+
+
+def _guarded(recipe: Recipe, directory: Path, display: Display, began: float, ranks: Alone, *, is_new: bool) -> Result:
+    """The run; what ends it early says how to go on."""
     try:
         with torch.random.fork_rng():
-            return _run(recipe, directory, display, began)
+            return _run(recipe, directory, display, began, ranks)
     except (AnyformerError, OSError) as error:
         has_begun = (directory / "metrics.jsonl").exists()
-        if not has_begun and resume is None:
+        if not has_begun and is_new and ranks.leads:
             _unclaim(directory)
         if has_begun and isinstance(error, OSError | CheckpointError | TextError):
             raise TrainingError(
@@ -116,6 +123,13 @@ def _resuming(directory: Path) -> str:
 
 def _claim(directory: Path, recipe: Recipe) -> None:
     """Make a directory a run's own."""
+    try:
+        _make_own(directory, recipe)
+    except OSError as error:
+        raise TrainingError(f"run.directory: {directory} cannot hold a run: {error}") from None
+
+
+def _make_own(directory: Path, recipe: Recipe) -> None:
     if (directory / "run.json").exists():
         raise TrainingError(
             f"{directory} holds a run already; go on with it: {_resuming(directory)} -- or choose another run.directory"
@@ -134,8 +148,10 @@ def _unclaim(directory: Path) -> None:
         directory.rmdir()
 
 
-def _reopen(directory: Path, display: Display) -> Recipe:
-    """The recipe of a run, from its directory."""
+def _reopen(directory: Path, overrides: list[str], display: Display) -> Recipe:
+    """The recipe of a run, from its directory. It stays what it is, but for how it is divided over processes."""
+    if not all(override.startswith("scale.") for override in overrides):
+        raise TrainingError("a resumed run keeps its recipe; nothing can be set but scale")
     if not (directory / "run.json").exists():
         raise TrainingError(f"{directory} holds no run to resume (it has no run.json); start one with a recipe")
     run = read_json(directory / "run.json")
@@ -143,7 +159,7 @@ def _reopen(directory: Path, display: Display) -> Recipe:
     for name in then:
         if then[name] != now.get(name):
             display.note(f"{name} was {then[name]} and is {now.get(name)}: the rest may differ in the last bits")
-    return read_recipe(run["recipe"])
+    return read_recipe(run["recipe"], overrides)
 
 
 def _environment() -> dict[str, Any]:
@@ -151,24 +167,26 @@ def _environment() -> dict[str, Any]:
     return {
         "machine": platform.processor() or platform.machine(),
         "device": str(best_device()),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "numpy": np.__version__,
     }
 
 
-def _run(recipe: Recipe, directory: Path, display: Display, began: float) -> Result:
+def _run(recipe: Recipe, directory: Path, display: Display, began: float, ranks: Alone) -> Result:
     settings = recipe.training
     check_model(recipe)
-    text = prepare_text(recipe, directory, display)
-    saved = Checkpoints(directory, settings.checkpoint_keep)
-    trainer, counters = _begin(recipe, text, saved, display)
+    check_scale(recipe, described(recipe), ranks.sizes)
+    text = ranks.first(lambda: prepare_text(recipe, directory, display))
+    saved = ranks.checkpoints(directory, settings.checkpoint_keep)
+    trainer, counters = _begin(recipe, text, saved, display, ranks)
     began -= counters.elapsed
-    steps = _number_of_steps(recipe, directory, trainer, display)
+    steps = ranks.first(lambda: _number_of_steps(recipe, directory, trainer, display))
     validate_every = settings.validate_every or max(1, steps // 20)
     peak = settings.learning_rate or usual_peak(trainer.model.spec.output.dim, is_fresh=recipe.model.source is None)
     checkpoint_every = settings.checkpoint_every or max(1, steps // 10)
-    metrics = Metrics(directory / "metrics.jsonl")
+    metrics = Metrics(directory / "metrics.jsonl") if ranks.leads else NoMetrics()
     metrics.cut_back(counters.step)
 
     def save() -> None:
@@ -212,14 +230,14 @@ def _run(recipe: Recipe, directory: Path, display: Display, began: float) -> Res
                     f"the loss or its gradient was not finite for {settings.skip_limit} steps in a row, up to step "
                     f"{counters.step}; try a lower training.learning_rate, a longer warmup or precision 'float32'"
                 )
-            if is_last or interrupted() or counters.step % checkpoint_every == 0:
+            stops = ranks.any(interrupted())
+            if is_last or stops or counters.step % checkpoint_every == 0:
                 save()
-            if interrupted():
+            if stops:
                 break
 
     # Also of an interrupted run, so that what it has learned so far can be used as any model.
-    with trainer.result():
-        trainer.model.save(directory)
+    trainer.save(directory)
     finished = counters.step == steps
     if not finished:
         display.note(f"stopped and saved at step {counters.step:,}; go on with: {_resuming(directory)}")
@@ -228,14 +246,18 @@ def _run(recipe: Recipe, directory: Path, display: Display, began: float) -> Res
     return _result(directory, counters, steps, finished)
 
 
-def _begin(recipe: Recipe, text: Text, saved: Checkpoints, display: Display) -> tuple[Trainer, Counters]:
+def _begin(recipe: Recipe, text: Text, saved: Checkpoints, display: Display, ranks: Alone) -> tuple[Trainer, Counters]:
     """The trainer as the last whole checkpoint has it, or as the recipe begins."""
-    found = saved.newest_whole(display.note)
+    found = ranks.newest(saved, display.note)
+    if found is None or is_sharded(found[0]):
+        model = starting_model(recipe, text.tokenizer, ranks.device, text.labels)
+    else:
+        model = load(found[0], torch.float32, ranks.device)
+    trainer = Trainer(recipe, model, text, ranks)
     if found is None:
-        return Trainer(recipe, starting_model(recipe, text.tokenizer, best_device(), text.labels), text), Counters()
+        return trainer, Counters()
     path, counters = found
-    trainer = Trainer(recipe, load(path, torch.float32, best_device()), text)
-    trainer.read_moments(path)
+    trainer.read(path)
     display.note(f"resuming at step {counters.step:,} from {path}")
     return trainer, counters
 

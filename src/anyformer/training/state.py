@@ -21,7 +21,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,19 +63,30 @@ def read_json(path: Path) -> Any:
 def write_directory(path: Path, write: Callable[[Path], None]) -> None:
     """Make a directory appear whole: `write` fills one that stands aside, which is then fsynced and renamed. What
     stood at `path` gives way."""
-    aside = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    aside = empty_aside(path)
     try:
         write(aside)
-        for file in _files(aside):
-            _sync_file(file)
-        _sync_directory(aside)
-        shutil.rmtree(path, ignore_errors=True)
-        aside.rename(path)
+        put_in_place(aside, path)
     except Exception:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def empty_aside(path: Path) -> Path:
+    """An empty directory beside `path`, to be filled and put in its place."""
+    aside = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    return aside
+
+
+def put_in_place(aside: Path, path: Path) -> None:
+    """Fsync a directory and rename it to `path`."""
+    for file in _files(aside):
+        _sync_file(file)
+    _sync_directory(aside)
+    shutil.rmtree(path, ignore_errors=True)
+    aside.rename(path)
     _sync_directory(path.parent)
 
 
@@ -91,17 +102,23 @@ class Checkpoints:
 
         def whole(directory: Path) -> None:
             write(directory)
-            (directory / "state.json").write_text(json.dumps(asdict(counters), indent=2), encoding="utf-8")
-            sums = {file.relative_to(directory).as_posix(): _sha256(file) for file in _files(directory)}
-            (directory / "manifest.json").write_text(json.dumps({"sha256": sums}, indent=2), encoding="utf-8")
+            seal(directory, counters)
 
-        path = self.directory / f"step-{counters.step:08d}"
+        path = self.path(counters.step)
         write_directory(path, whole)
+        self.prune()
+        return path
+
+    def prune(self) -> None:
+        """Remove the checkpoints that are too many."""
         for old in self.paths()[self.keep :]:
             # Renamed first: half a checkpoint must not be found under a checkpoint's name.
             doomed = old.rename(old.with_name(f".{old.name}.partial"))
             shutil.rmtree(doomed, ignore_errors=True)
-        return path
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step is."""
+        return self.directory / f"step-{step:08d}"
 
     def paths(self) -> list[Path]:
         """All checkpoints, whole or not, the newest first."""
@@ -117,12 +134,23 @@ class Checkpoints:
         return None
 
 
+def seal(directory: Path, counters: Counters, known: Mapping[str, str] | None = None) -> None:
+    """Put counters and manifest into a directory; the sha256 of some of its files may be `known`."""
+    (directory / "state.json").write_text(json.dumps(asdict(counters), indent=2), encoding="utf-8")
+    sums = dict(known or {})
+    for file in _files(directory):
+        name = file.relative_to(directory).as_posix()
+        if name not in sums:
+            sums[name] = sha256(file)
+    (directory / "manifest.json").write_text(json.dumps({"sha256": sums}, indent=2), encoding="utf-8")
+
+
 def _verified(path: Path) -> Counters:
     """The counters of a checkpoint. Raises `TrainingError` naming the first file that is not as saved."""
     try:
         sums = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["sha256"]
         for name, expected in sums.items():
-            if _sha256(path / name) != expected:
+            if sha256(path / name) != expected:
                 raise TrainingError(f"the checkpoint {path} is damaged: {name} is not as it was saved")
         return Counters(**json.loads((path / "state.json").read_text(encoding="utf-8")))
     except FileNotFoundError as error:
@@ -169,6 +197,20 @@ class Metrics:
         self._file.close()
 
 
+class NoMetrics(Metrics):
+    """Those of a process that writes none."""
+
+    def __init__(self) -> None: ...
+
+    def cut_back(self, step: int) -> None: ...
+
+    def write(self, row: dict[str, Any]) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The whole rows of a metrics file; a torn last line is left out."""
     return list(metrics_rows(path))
@@ -194,7 +236,8 @@ def _files(directory: Path) -> Iterator[Path]:
     return (path for path in sorted(directory.rglob("*")) if path.is_file())
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The sha256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -12,13 +12,13 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 
 from anyformer.data import Loader, spread
 from anyformer.model import Transformer
@@ -27,7 +27,9 @@ from anyformer.training.averaging import Average
 from anyformer.training.objectives import OBJECTIVES, Batch
 from anyformer.training.optimizers import load_moments, moments, optimizers, set_learning_rate
 from anyformer.training.prepare import Text
+from anyformer.training.ranks import Alone
 from anyformer.training.recipe import Recipe
+from anyformer.training.snapshots import saved_tensors
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,20 @@ class Update:
 class Trainer:
     """A model with its optimizers, on its text: what a single step, a validation and a checkpoint do."""
 
-    def __init__(self, recipe: Recipe, model: Transformer, text: Text) -> None:
+    def __init__(self, recipe: Recipe, model: Transformer, text: Text, ranks: Alone | None = None) -> None:
         settings = recipe.training
         self.settings, self.seed = settings, recipe.run.seed
+        self.ranks = ranks = ranks if ranks is not None else Alone()
         self.objective = OBJECTIVES[settings.objective](model)
         self.model = model.train()
         assert model.head is not None
         model.head.label_smoothing, model.head.z_loss = settings.label_smoothing, settings.z_loss
         model.checkpoint_activations(settings.checkpoint_activations)
         self.device = next(model.parameters()).device
+        ranks.lay(model)
         self.optimizers = optimizers(settings.optimizer, model, settings.weight_decay)
         self.average = Average(model, settings.ema) if settings.ema else None
-        self.micro_tokens = settings.micro_batch_tokens or settings.batch_tokens
+        self.micro_tokens = settings.micro_batch_tokens or settings.batch_tokens // ranks.rows
         self.loader = Loader(
             self.objective.examples(text.train, settings.sequence_length), settings.batch_tokens, self.seed
         )
@@ -70,9 +74,9 @@ class Trainer:
     def update(self, step: int, rate: float) -> Update:
         """Train on the batch of step `step` with learning rate `rate`. A loss or gradient that is not finite leaves
         weights and moments as they were."""
-        torch.manual_seed(_seed(self.seed, step))
+        torch.manual_seed(self.ranks.seed(_seed(self.seed, step)))
         loss = self.gradients(self.loader.batch(step), np.random.default_rng((self.seed, step)))
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip or math.inf).item()
+        norm = self.ranks.clip(self.model, self.settings.clip or math.inf)
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
         if not skipped:
             set_learning_rate(self.optimizers, rate)
@@ -86,14 +90,15 @@ class Trainer:
     def gradients(self, examples: Sequence[Any], generator: np.random.Generator) -> float:
         """Leave the gradient of the mean loss over all targets of `examples` in the parameters; return that loss."""
         batches = list(self._batches(examples, generator))
-        targets = max(1, sum(batch.target_count for batch in batches))
+        targets = max(1, self.ranks.sum(sum(batch.target_count for batch in batches)))
         total = torch.zeros((), device=self.device)
-        for batch in batches:
+        for index, batch in enumerate(batches):
+            self.ranks.begin(index, len(batches))
             with self._precision():
                 loss, added = self.objective.loss(self.model, batch.to(self.device))
             ((loss + added) / targets).backward()
             total += loss.detach() / targets
-        return total.item()
+        return self.ranks.sum(total.item())
 
     def validate(self) -> dict[str, float]:
         """What the objective measures on held-out text, a mean over its targets: the loss (nats), and the share of
@@ -110,7 +115,9 @@ class Trainer:
                     totals[name] += total.item()
                 targets += batch.target_count
         self.model.train()
-        found = {f"validation_{name}": total / max(1, targets) for name, total in totals.items()}
+        self.ranks.settle()
+        targets = max(1, self.ranks.sum(targets))
+        found = {f"validation_{name}": self.ranks.sum(total) / targets for name, total in totals.items()}
         if self.objective.is_likelihood and found:
             targets_per_byte = self.text.validation.targets / self.text.validation.bytes
             found["validation_bits_per_byte"] = found["validation_loss"] * targets_per_byte / math.log(2)
@@ -120,24 +127,32 @@ class Trainer:
         """Within, the model has the weights that the run gives: their average, where the recipe asks for one."""
         return nullcontext() if self.average is None else self.average.in_place()
 
+    def save(self, directory: Path) -> None:
+        """Write the model as the run gives it, a checkpoint like any other."""
+        with self.result():
+            self.ranks.save(self.model, directory)
+
     def write(self, directory: Path) -> None:
         """Write the model, its average and the moments into a directory."""
-        self.model.save(directory)
-        if self.average is not None:
-            save_file(self.average.averages, directory / "average.safetensors")
-        save_file(moments(self.optimizers, self.model), directory / "optimizer.safetensors")
+        averages = {} if self.average is None else {"average": self.average.averages}
+        self.ranks.write(directory, self.model, {**averages, "optimizer": moments(self.optimizers, self.model)})
 
-    def read_moments(self, directory: Path) -> None:
-        """Take up the average and the moments that `write` wrote."""
+    def read(self, directory: Path) -> None:
+        """Take up what `write` wrote, in this many processes or another number; the model itself only where they were
+        many, for else it is a checkpoint like any other, which was loaded."""
+        found = saved_tensors(directory, self.model)
         if self.average is not None:
-            self.average.load(load_file(directory / "average.safetensors"))
-        load_moments(self.optimizers, self.model, load_file(directory / "optimizer.safetensors"))
+            self.average.load(found["average"])
+        load_moments(self.optimizers, self.model, found["optimizer"])
 
     def _batches(self, examples: Sequence[Any], generator: np.random.Generator) -> Iterator[Batch]:
-        for part in in_parts(examples, self.micro_tokens):
-            batch = self.objective.batch(part, generator)
-            if batch.target_count:
-                yield batch
+        """The micro-batches of this rank. Those that only fill up, so that all ranks have as many, have no targets."""
+        parts = list(in_parts(examples, self.micro_tokens))
+        begins = accumulate(map(len, parts[:-1]), initial=0)
+        for (part, begin), counts in self.ranks.share(list(zip(parts, begins))):
+            batch = self.objective.batch(part, _from_child(generator, begin))
+            if batch.target_count or self.ranks.rows > 1:
+                yield batch if counts else replace(batch, target_count=0)
 
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16")
@@ -153,6 +168,15 @@ def in_parts(examples: Sequence[Any], most: int) -> Iterator[Sequence[Any]]:
         tokens += example.size
     if begin < len(examples):
         yield examples[begin:]
+
+
+def _from_child(generator: np.random.Generator, begin: int) -> np.random.Generator:
+    """A generator whose next child is child `begin` of another, which stays as it is."""
+    known = generator.bit_generator.seed_seq
+    assert isinstance(known, np.random.SeedSequence)
+    return np.random.default_rng(
+        np.random.SeedSequence(known.entropy, spawn_key=known.spawn_key, n_children_spawned=begin)
+    )
 
 
 def _seed(seed: int, step: int) -> int:

@@ -46,9 +46,10 @@ class Prefix(Conditional, TextObjective):
         return model if model.encoder is not None else model.replace(decoder=seeing_prefixes(model.output))
 
     def batch(self, windows: Sequence[Window], generator: np.random.Generator) -> Batch:
-        documents = [document for window in windows for document in documents_of(window) if len(document) > 1]
-        points = [int(generator.integers(1, len(document))) for document in documents]
-        return self.conditional([(document[:point], document[point:]) for document, point in zip(documents, points)])
+        own = zip(windows, generator.spawn(len(windows)))
+        parted = ((document, drawn) for window, drawn in own for document in documents_of(window) if len(document) > 1)
+        points = [(document, int(drawn.integers(1, len(document)))) for document, drawn in parted]
+        return self.conditional([(document[:point], document[point:]) for document, point in points])
 
     def lengths(self, examples: Windows) -> tuple[float, float | None]:
         length = examples.length

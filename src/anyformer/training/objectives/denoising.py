@@ -43,7 +43,7 @@ class Masked(TextObjective):
         self.mask = self.tokenizer.mask
 
     def batch(self, windows: Sequence[Window], generator: np.random.Generator) -> Batch:
-        hidden = [self.hide(window, generator) for window in windows]
+        hidden = [self.hide(window, own) for window, own in zip(windows, generator.spawn(len(windows)))]
         return window_batch([tokens for tokens, _ in hidden], [targets for _, targets in hidden], windows)
 
     def measure(self, model: Transformer, batch: Batch) -> dict[str, Tensor]:
@@ -80,8 +80,9 @@ class Spans(Conditional, TextObjective):
         self.end = self.tokenizer.eos
 
     def batch(self, windows: Sequence[Window], generator: np.random.Generator) -> Batch:
+        own = zip(windows, generator.spawn(len(windows)))
         return self.conditional(
-            [self.cut(document, generator) for window in windows for document in documents_of(window)]
+            [self.cut(document, drawn) for window, drawn in own for document in documents_of(window)]
         )
 
     def lengths(self, examples: Windows) -> tuple[float, float | None]:

@@ -132,7 +132,8 @@ class Objective:
         raise NotImplementedError
 
     def batch(self, examples: Sequence[Any], generator: np.random.Generator, /) -> Batch:
-        """Examples as the inputs of one call. What is random is drawn from `generator`, a function of seed and step."""
+        """Examples as the inputs of one call. What is random is drawn for each example from the next child of
+        `generator` (`spawn`), a function of seed and step: whatever examples come with it, or before it elsewhere."""
         raise NotImplementedError
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,156 @@
+"""A model laid over a mesh of processes, with torch's own engine.
+
+tensor     heads and feed-forward widths divided over ranks that read the same rows (Shoeybi et al. 2019, section 3)
+expert     a mixture's experts divided over ranks, tokens sent to them (`expert_parallel`)
+context    every sequence divided over ranks (`context_parallel`)
+data and   parameters, gradients and moments divided over `shard` (and all axes above but tensor), each layer gathered
+shard      when it is needed (FSDP2; Rajbhandari et al. 2020), and the whole repeated `data` times
+
+Embeddings and head are divided over `shard` alone: each tensor rank computes all logits.
+
+A loss is a sum over a rank's own targets, divided by the targets of the whole step, so gradients are summed over ranks
+and never averaged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, PrepareModuleInput, RowwiseParallel, parallelize_module
+
+from anyformer.model import Transformer
+from anyformer.model.block import Block
+from anyformer.parts.attention import Attention
+from anyformer.parts.context import Context
+from anyformer.parts.experts import Experts
+from anyformer.parts.feedforward import FeedForward
+from anyformer.parts.kernels import Scores
+from anyformer.parts.positions import RelativePositions
+from anyformer.training.context_parallel import divide_sequences
+from anyformer.training.expert_parallel import divide_experts
+from anyformer.training.heads import HeadsOf
+from anyformer.training.meshes import Common, Meshes
+
+
+class Laid:
+    """A model that lies over a mesh: what the trainer does to all of its ranks together."""
+
+    def __init__(self, model: Transformer, common: Sequence[Common]) -> None:
+        self.model, self.common = model, common
+
+    def settle(self) -> None:
+        """Put away what the last forward pass gathered."""
+        for module in self._sharded():
+            module.reshard()
+
+    def is_last(self, last: bool) -> None:
+        """Whether the next backward pass is the last of its step: only then do replicas sum their gradients."""
+        for module in self._sharded():
+            module.set_requires_all_reduce(last)
+
+    @torch.no_grad()
+    def clip(self, limit: float) -> float:
+        """Finish the gradients of a step, clip them all to the norm `limit`; the norm before."""
+        for module, name, group in self.common:
+            gradient = getattr(module, name).grad
+            if gradient is not None:
+                dist.all_reduce(_local(gradient), group=group)
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = math.hypot(*(_norm(group) for group in _by_mesh(gradients)))
+        if norm > limit:
+            for gradient in gradients:
+                _local(gradient).mul_(limit / (norm + 1e-6))
+        return norm
+
+    def _sharded(self) -> Iterator[FSDPModule]:
+        return (module for module in self.model.modules() if isinstance(module, FSDPModule))
+
+
+def lay(model: Transformer, meshes: Meshes) -> Laid:
+    """Lay a model, whole on every rank and alike, over the meshes in place. Its layers must be compiled already."""
+    sizes, common = meshes.sizes, []
+    if sizes["tensor"] > 1:
+        common += divide_tensors(model, meshes.dense["tensor"])
+    if sizes["expert"] > 1:
+        common += divide_experts(model, meshes.experts["expert"])
+    if sizes["context"] > 1:
+        divide_sequences(model, meshes.context)
+    if math.prod(sizes.values()) > sizes["tensor"]:
+        _shard(model, meshes)
+    return Laid(model, common)
+
+
+def divide_tensors(model: Transformer, mesh: DeviceMesh) -> list[Common]:
+    """Divide heads and feed-forward widths over the ranks of `mesh`; the parameters that those have in common."""
+    group = mesh.get_group()
+    heads = HeadsOf(mesh.get_local_rank(), mesh.size())
+    common: list[Common] = []
+    for mixer in [mixer for block in model.modules() if isinstance(block, Block) for mixer in block.children()]:
+        if isinstance(mixer, Attention):
+            _divide(mixer, mesh, ("query", "key", "value"), "output")
+            mixer.scores = partial(_cut, mixer.scores, heads)  # type: ignore[method-assign]
+        elif isinstance(mixer, FeedForward):
+            _divide(mixer, mesh, ("up",) if mixer.gate is None else ("gate", "up"), "down")
+    for module in model.modules():
+        if isinstance(module, Attention):
+            common += [(module, "sinks", group)] if module.sinks is not None else []
+            norms = [norm for norm in (module.query_norm, module.key_norm) if norm is not None]
+            common += [(norm, name, group) for norm in norms for name, _ in norm.named_parameters()]
+        elif isinstance(module, RelativePositions):
+            common.append((module, "weight", group))
+    return common
+
+
+def _divide(mixer: nn.Module, mesh: DeviceMesh, inward: Sequence[str], outward: str) -> None:
+    """Columns of the matrices that read the input, rows of the one that gives the output."""
+    # The input becomes one DTensor for all of them, so that its gradient is summed over the ranks once.
+    layouts = (Replicate(), None, None)
+    parallelize_module(mixer, mesh, PrepareModuleInput(input_layouts=layouts, desired_input_layouts=layouts))
+    parallelize_module(mixer, mesh, {**{name: ColwiseParallel() for name in inward}, outward: RowwiseParallel()})
+
+
+def _cut(scores: Callable[[Context], Scores], heads: HeadsOf, context: Context) -> Scores:
+    return heads(scores(context))
+
+
+def _shard(model: Transformer, meshes: Meshes) -> None:
+    """FSDP2 for each layer, and for what is left; a mixture apart, whose experts are not everywhere."""
+    replicated = ("data",) if meshes.sizes["data"] > 1 else ()
+    dense, experts = (mesh[(*replicated, "shard")] for mesh in (meshes.dense, meshes.experts))
+    for stack in filter(None, (model.encoder, model.decoder)):
+        for layer in stack.layers:
+            for module in layer.children():
+                if meshes.sizes["expert"] > 1 and isinstance(module, Experts):
+                    fully_shard(module, mesh=experts)
+            fully_shard(layer, mesh=dense)
+    fully_shard(model, mesh=dense)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            # Without this, NCCL would be asked for a product that gloo does not have.
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _norm(gradients: Sequence[Tensor]) -> float:
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+
+
+def _by_mesh(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Tensors grouped by the mesh that they lie over: torch's foreach operations take one mesh at a time."""
+    groups: dict[DeviceMesh | None, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.device_mesh if isinstance(tensor, DTensor) else None, []).append(tensor)
+    return list(groups.values())
