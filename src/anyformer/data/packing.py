@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from anyformer.data.tokens import Corpus
+from anyformer.data.corpus import Corpus
 
 #: In place of a target where there is none, as `F.cross_entropy` has it.
 NO_TARGET = -100
@@ -63,7 +63,7 @@ class Windows:
         begin = index * self.length
         end = min(begin + self.length, len(self.corpus.tokens))
         # Starts after `begin` end a document inside this window; one at `end` cuts off the last target.
-        low, high = np.searchsorted(self.corpus.starts, (begin, end), side="right")
+        low, high = self.corpus.starts.searchsorted((begin, end), side="right")
         ends = self.corpus.starts[low:high] - begin
         stream = self.corpus.tokens[begin : end + 1].astype(np.int64)
 

@@ -68,11 +68,10 @@ def _write_text(recipe: Recipe, directory: Path, display: Display) -> None:
         with display.task("tokenising", sources.size) as advance:
             write_corpus(
                 aside,
-                sources.documents(),
+                sources.documents(advance),
                 encode,
                 vocabulary=tokenizer.vocabulary_size,
                 about={**sources.facts(), "labels": labels},
-                advance=advance,
             )
         train, validation = open_corpus(aside, "train"), open_corpus(aside, "validation")
         objective.check_corpus(train, recipe.training.sequence_length)
