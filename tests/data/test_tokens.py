@@ -1,4 +1,4 @@
-"""A corpus on disk: tokenised once, memory-mapped, checked."""
+"""Texts and records as ids, and back from a corpus on disk."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyformer import text
 from anyformer.data import Document, encode_documents, encode_records, open_corpus, read_manifest, tokens, write_corpus
-from anyformer.errors import DataError
 
 DOCUMENTS = [Document("a", "hello\n"), Document("b", "wörld\n", "validation"), Document("c", "again")]
 
@@ -66,21 +65,11 @@ def test_a_large_vocabulary_takes_four_bytes_an_id(tmp_path: Path) -> None:
     assert open_corpus(tmp_path, "train").tokens.tolist() == [70_000, 69_999, 70_000, 69_999]
 
 
-def test_a_damaged_corpus_is_named(tmp_path: Path) -> None:
-    """A file cut short, or none at all, is not read as if it were whole."""
-    with pytest.raises(DataError, match="holds no tokenised corpus"):
-        open_corpus(tmp_path, "train")
-    write(tmp_path, text.byte_level())
-    whole = (tmp_path / "00000" / "train.tokens.ids").read_bytes()
-    (tmp_path / "00000" / "train.tokens.ids").write_bytes(whole[:-2])
-    with pytest.raises(DataError, match=r"train.tokens.ids should hold 30 bytes and holds 28"):
-        open_corpus(tmp_path, "train")
-
-
 @given(
     st.lists(st.tuples(st.lists(st.integers(0, 99), min_size=1), st.lists(st.integers(0, 99))), max_size=9),
     st.integers(1, 4),
 )
+@settings(max_examples=40)
 def test_records_keep_their_columns_side_by_side(pairs: list[tuple[list[int], list[int]]], at_once: int) -> None:
     """Each record reads back with its own sequence of every column, empty ones too; what has no columns is counted."""
     documents = [Document(str(index), "", fields={"pair": pair}) for index, pair in enumerate(pairs)]
