@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,13 @@ import pairs
 import pytest
 import torch
 from pairs import Pair
+from safetensors.torch import load_file
 
 import anyformer as af
 from anyformer import families
 from anyformer.errors import TrainingError
 from anyformer.model import Transformer
+from anyformer.training import read_metrics, train
 from anyformer.training.lora import Lora, adapt, check, targets
 from anyformer.training.optimizers import learning
 
@@ -190,3 +194,84 @@ def test_without_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(TrainingError, match=r"pip install 'anyformer\[lora\]'"):
         adapt(small(), Lora())
+
+
+Recipes = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def tuned(recipe: Recipes, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """A recipe that adapts a small model which learned a little."""
+    began = recipe("base", optimizer="muon", learning_rate=2e-2, steps=20)
+    began["model"] = {"preset": "gpt2:tiny"}
+    train(began, progress=False)
+
+    def make(directory: str, **lora: Any) -> dict[str, Any]:
+        settings = {"rank": 2, "targets": "all", "dropout": 0.1, **lora}
+        return {**recipe(directory, optimizer="muon"), "model": {"from": str(tmp_path / "base")}, "lora": settings}
+
+    return make
+
+
+def test_a_run_leaves_the_adapter_and_the_whole_model(tuned: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """The run directory is a model like any other, with the adapter beside it that gives the same on the base; its
+    checkpoints hold the adapter and its moments alone."""
+    base = af.load(tmp_path / "base")
+    result = train(tuned("run", dropout=0.0), overrides=["training.steps=30"], progress=False)
+    before = read_metrics(tmp_path / "base" / "metrics.jsonl")[-1]["validation_loss"]
+    assert result.validation_loss is not None and result.validation_loss < before - 0.05
+    merged, beside = af.load(result.directory), af.load(result.directory / "adapter")
+    assert merged.tokenizer is not None and merged.generation == base.generation
+    for name, parameter in merged.named_parameters():
+        torch.testing.assert_close(parameter, beside.get_parameter(name), rtol=1e-5, atol=1e-6)
+        kept = torch.equal(parameter, base.get_parameter(name))
+        assert kept != (".layers." in name and parameter.ndim == 2), name
+    (newest, *_) = sorted((result.directory / "checkpoints").iterdir(), reverse=True)
+    held = {"adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"}
+    assert {path.name for path in newest.iterdir()} == held
+    assert all(".lora_" in name for name in load_file(newest / "optimizer.safetensors"))
+    assert torch.equal(next(af.load(newest).parameters()), next(beside.parameters()))
+
+
+def test_a_resumed_run_ends_in_the_same_bits(tuned: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """What a kill after step 6 leaves, resumed, gives the metrics, adapter and model of the run that went through."""
+    whole = train(tuned("whole"), progress=False).directory
+    killed = train(tuned("killed"), progress=False).directory
+    shutil.rmtree(killed / "adapter")
+    (killed / "model.safetensors").unlink()
+    shutil.rmtree(killed / "checkpoints" / "step-00000008")
+    result = train(resume=killed, progress=False)
+    assert result.finished
+    one, other = ([{**row, "elapsed": 0} for row in read_metrics(run / "metrics.jsonl")] for run in (whole, killed))
+    assert one == other
+    for file in ("model.safetensors", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"):
+        assert (whole / file).read_bytes() == (killed / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"lora": {"targets": "quary"}}, "no linear layer 'quary'"),
+        ({"lora": {"rank": 65}}, "larger than"),
+        ({"lora": {"rank": 0}}, r"lora\.rank"),
+        ({"lora": {"ranks": 1}}, r"lora\.ranks"),
+        ({"model": {"preset": "gpt2:tiny"}}, r"name one in model\.from"),
+    ],
+)
+def test_a_recipe_that_cannot_be_adapted_leaves_nothing(
+    tuned: Callable[..., dict[str, Any]], tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    """One sentence, before any text is read."""
+    with pytest.raises(TrainingError, match=said):
+        train({**tuned("run"), **change}, progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_is_no_base_of_another(tuned: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """All weights of what an adapter gives can be trained on; another adapter begins with the merged model."""
+    adapter = train(tuned("run"), progress=False).directory / "adapter"
+    with pytest.raises(TrainingError, match="is an adapter; begin another one with the whole model"):
+        train(tuned("again"), overrides=[f"model.from={adapter}"], progress=False)
+    plain = tuned("all")
+    del plain["lora"]
+    assert train(plain, overrides=[f"model.from={adapter}"], progress=False).finished

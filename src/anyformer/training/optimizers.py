@@ -62,11 +62,15 @@ def muon(model: nn.Module, weight_decay: float) -> list[Optimizer]:
         if parameter.ndim == 2 and is_matrix(name, parameter) and ".layers." in f".{name}"
     }
     rest = {name: parameter for name, parameter in parameters.items() if name not in hidden}
-    made = _muon_for(hidden.values())
-    return [
-        made(list(hidden.values()), weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-        _adamw(rest, weight_decay),
-    ]
+    # Either may be empty: of an adapted model nothing but matrices in the layers learns.
+    made: list[Optimizer] = []
+    if hidden:
+        kind = _muon_for(hidden.values())
+        matrices = list(hidden.values())
+        made.append(kind(matrices, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"))
+    if rest:
+        made.append(_adamw(rest, weight_decay))
+    return made
 
 
 def _muon_for(parameters: Iterable[Tensor]) -> type[Muon]:

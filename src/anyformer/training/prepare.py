@@ -19,6 +19,7 @@ from anyformer.data import Corpus, Document, Sources, find_files, open_corpus, r
 from anyformer.errors import DataError, TrainingError
 from anyformer.model import Transformer, build, load
 from anyformer.spec.dropout import with_dropout
+from anyformer.training import lora
 from anyformer.training.objectives import OBJECTIVES
 from anyformer.training.progress import Display
 from anyformer.training.recipe import NewTokenizer, Recipe
@@ -172,6 +173,18 @@ def starting_model(
         carried = model.carried or Carried()
         named = {"id2label": numbered, "label2id": {label: int(index) for index, label in numbered.items()}}
         model.carried = replace(carried, attributes={**carried.attributes, **named})
+    if recipe.lora is not None:
+        return lora.adapt(model, recipe.lora, base=str(recipe.model.source), seed=recipe.run.seed)
+    return model
+
+
+def saved_model(recipe: Recipe, text: Text, path: Path, device: torch.device) -> Transformer:
+    """The model that a checkpoint of the run holds, float32; an adapter's beside the model that it began with."""
+    if recipe.lora is None:
+        return load(path, torch.float32, device)
+    model = starting_model(recipe, text.tokenizer, device, text.labels)
+    assert isinstance(model, lora.Adapted)
+    model.restore(path)
     return model
 
 
@@ -246,6 +259,8 @@ def check_model(recipe: Recipe) -> None:
         raise TrainingError(
             f"training.sequence_length={length:,} is longer than the {position.size:,} learned positions of the model"
         )
+    if recipe.lora is not None:
+        lora.check(model, recipe.lora, str(recipe.model.source))
 
 
 def _check_vocabulary(model: spec.Transformer, vocabulary: int) -> None:

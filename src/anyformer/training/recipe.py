@@ -1,9 +1,10 @@
 """A recipe: everything a training run is, as data. TOML on disk, strict: an unknown key is an error with its path.
 
-[run]       directory, seed
+[run]       directory, seed, watch, samples, sample_every
 [model]     preset | spec | from
 tokenizer   "bytes" | path | {train = {vocabulary = N}}
 [data]      train, validation, encoding, exclude, held_out, columns
+[lora]      rank, alpha, dropout, targets
 [training]  objective; steps | tokens | flops | minutes; batches; optimizer, schedule; precision; how often to look
             and save
 [scale]     data, shard, tensor, expert, context: how torchrun's processes divide the work
@@ -34,9 +35,11 @@ from anyformer import checkpoints
 from anyformer.data.sources import is_on_a_hub, pinned
 from anyformer.errors import TrainingError
 from anyformer.spec.base import Part, explain
+from anyformer.training.lora import Lora
 from anyformer.training.objectives import OBJECTIVES
 from anyformer.training.optimizers import OPTIMIZERS
 from anyformer.training.schedules import SCHEDULES
+from anyformer.training.trackers import TRACKERS
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Strings = tuple[str, ...]
@@ -54,10 +57,29 @@ def _one_or_many(value: Any) -> Any:
 
 
 class Run(Part, frozen=True):
-    """Where the run lives, and the seed of everything random in it."""
+    """Where the run lives, the seed of everything random in it, and how it is watched.
+
+    - `watch`: what follows it besides the terminal: "tensorboard", "wandb", "trackio"; by default TensorBoard, where it
+      is installed.
+    - `samples`: how many held-out examples show what the model makes of them (`RUN/samples.jsonl`, and the report),
+      at the end and at every `sample_every` steps; by default so often that they cost little.
+    """
 
     directory: Path
     seed: NonNegativeInt = 0
+    watch: Strings | None = None
+    samples: NonNegativeInt = 3
+    sample_every: PositiveInt | None = None
+
+    _list = field_validator("watch", mode="before")(_one_or_many)
+
+    @field_validator("watch")
+    @classmethod
+    def _exist(cls, names: Strings | None) -> Strings | None:
+        for name in names or ():
+            if name not in TRACKERS:
+                raise ValueError(f"there is no '{name}' to watch a run with; there are {', '.join(TRACKERS)}")
+        return names
 
 
 class Model(Part, frozen=True):
@@ -199,17 +221,21 @@ class Scale(Part, frozen=True):
 
 class Recipe(Part, frozen=True):
     """A whole recipe. `tokenizer` is `"bytes"` (no training), the path of one, or one to train; it is left out where
-    the model comes from a checkpoint, which has its own."""
+    the model comes from a checkpoint, which has its own. With `lora`, that checkpoint stays as it is, and what is
+    learned is an adapter of it."""
 
     run: Run
     model: Model
     tokenizer: str | NewTokenizer | None = None
     data: Data
+    lora: Lora | None = None
     training: Training
     scale: Scale = Scale()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.lora is not None and self.model.source is None:
+            raise ValueError("lora adapts a model that has learned something; name one in model.from")
         if self.model.source is not None and self.tokenizer is not None:
             raise ValueError("a model 'from' a checkpoint comes with its tokenizer; leave out the key 'tokenizer'")
         return self

@@ -28,9 +28,9 @@ import numpy as np
 import torch
 
 from anyformer.errors import AnyformerError, CheckpointError, TextError, TrainingError
-from anyformer.model import load
 from anyformer.model.building import best_device
-from anyformer.training.prepare import Text, check_model, described, prepare_text, starting_model
+from anyformer.training.circumstances import circumstances
+from anyformer.training.prepare import Text, check_model, described, prepare_text, saved_model, starting_model
 from anyformer.training.progress import Display
 from anyformer.training.ranks import Alone, joined
 from anyformer.training.recipe import Recipe, read_recipe
@@ -38,7 +38,9 @@ from anyformer.training.scale import check as check_scale
 from anyformer.training.schedules import learning_rate, usual_peak
 from anyformer.training.snapshots import is_sharded
 from anyformer.training.state import Checkpoints, Counters, Metrics, NoMetrics, read_json, read_metrics, write_json
+from anyformer.training.trackers import trackers_of
 from anyformer.training.trainer import Trainer
+from anyformer.training.watch import watched
 
 #: Before a run of so many minutes, the share of them spent on finding out how long a step takes.
 REHEARSAL = 0.03
@@ -137,7 +139,8 @@ def _make_own(directory: Path, recipe: Recipe) -> None:
     if (directory / "model.safetensors").exists():
         raise TrainingError(f"{directory} holds a model, which the run would replace; choose another run.directory")
     directory.mkdir(parents=True, exist_ok=True)
-    write_json(directory / "run.json", {"recipe": recipe.to_data(), "environment": _environment()})
+    run = {"recipe": recipe.to_data(), "environment": _environment(), "started": circumstances()}
+    write_json(directory / "run.json", run)
 
 
 def _unclaim(directory: Path) -> None:
@@ -178,13 +181,16 @@ def _run(recipe: Recipe, directory: Path, display: Display, began: float, ranks:
     settings = recipe.training
     check_model(recipe)
     check_scale(recipe, described(recipe), ranks.sizes)
+    trackers_of(recipe)
     text = ranks.first(lambda: prepare_text(recipe, directory, display))
     saved = ranks.checkpoints(directory, settings.checkpoint_keep)
     trainer, counters = _begin(recipe, text, saved, display, ranks)
     began -= counters.elapsed
     steps = ranks.first(lambda: _number_of_steps(recipe, directory, trainer, display))
     validate_every = settings.validate_every or max(1, steps // 20)
-    peak = settings.learning_rate or usual_peak(trainer.model.spec.output.dim, is_fresh=recipe.model.source is None)
+    # Adapters begin fresh, too.
+    is_fresh = recipe.model.source is None or recipe.lora is not None
+    peak = settings.learning_rate or usual_peak(trainer.model.spec.output.dim, is_fresh=is_fresh)
     checkpoint_every = settings.checkpoint_every or max(1, steps // 10)
     metrics = Metrics(directory / "metrics.jsonl") if ranks.leads else NoMetrics()
     metrics.cut_back(counters.step)
@@ -193,7 +199,10 @@ def _run(recipe: Recipe, directory: Path, display: Display, began: float, ranks:
         metrics.sync()
         saved.save(counters, trainer.write)
 
-    with metrics, display.steps(counters.step, steps) as show, _interruption() as interrupted:
+    watching = watched(
+        trainer, recipe, directory, display, begin=counters.step, steps=steps, validate_every=validate_every
+    )
+    with metrics, watching as watch, _interruption() as interrupted:
         for step in range(counters.step, steps):
             rate = learning_rate(
                 step,
@@ -224,7 +233,7 @@ def _run(recipe: Recipe, directory: Path, display: Display, began: float, ranks:
                 **measured,
             }
             metrics.write(row)
-            show(row)
+            watch(row)
             if counters.skipped_in_a_row == settings.skip_limit:
                 raise TrainingError(
                     f"the loss or its gradient was not finite for {settings.skip_limit} steps in a row, up to step "
@@ -252,7 +261,7 @@ def _begin(recipe: Recipe, text: Text, saved: Checkpoints, display: Display, ran
     if found is None or is_sharded(found[0]):
         model = starting_model(recipe, text.tokenizer, ranks.device, text.labels)
     else:
-        model = load(found[0], torch.float32, ranks.device)
+        model = saved_model(recipe, text, found[0], ranks.device)
     trainer = Trainer(recipe, model, text, ranks)
     if found is None:
         return trainer, Counters()

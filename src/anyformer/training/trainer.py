@@ -24,6 +24,7 @@ from anyformer.data import Loader, spread
 from anyformer.model import Transformer
 from anyformer.planning import forward_flops
 from anyformer.training.averaging import Average
+from anyformer.training.lora import Adapted
 from anyformer.training.objectives import OBJECTIVES, Batch
 from anyformer.training.optimizers import load_moments, moments, optimizers, set_learning_rate
 from anyformer.training.prepare import Text
@@ -128,8 +129,11 @@ class Trainer:
         return nullcontext() if self.average is None else self.average.in_place()
 
     def save(self, directory: Path) -> None:
-        """Write the model as the run gives it, a checkpoint like any other."""
+        """Write the model as the run gives it, a checkpoint like any other; an adapter also alone, in `adapter/`."""
         with self.result():
+            if isinstance(self.model, Adapted):
+                self.model.save(directory / "adapter")
+                self.model.merge()
             self.ranks.save(self.model, directory)
 
     def write(self, directory: Path) -> None:
