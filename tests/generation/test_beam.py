@@ -85,7 +85,7 @@ def until_padding(row: list[int]) -> list[int]:
 def found(model: Transformer, ids: Tensor, valid: Tensor | None, **settings: Any) -> list[Any]:
     """The best answer to each prompt, with its score."""
     chosen = Settings.of(model.generation, **settings)
-    return [answers[0] for answers in search(model, settings=chosen, **model._to_read(ids, valid, chosen))]
+    return [answers[0] for answers in search(model, settings=chosen, **model.beginning(ids, valid, chosen))]
 
 
 @pytest.mark.parametrize("shape", ["decoder", "encoder-decoder"])
@@ -99,9 +99,9 @@ def test_an_answer_does_not_depend_on_what_shares_its_batch(shape: str) -> None:
         how = {"beams": 3, "answers": 2, "max_new_tokens": 9, "eos": draw.sample(range(VOCABULARY), 5), "start": 5}
         ids, valid = left_padded(rows, 0, "cpu")
         chosen = Settings(**how)
-        together = search(model, settings=chosen, **model._to_read(ids, valid, chosen))
+        together = search(model, settings=chosen, **model.beginning(ids, valid, chosen))
         for row, answers in zip(rows, together, strict=True):
-            begun = model._to_read(torch.tensor([row]), None, chosen)
+            begun = model.beginning(torch.tensor([row]), None, chosen)
             alone = search(model, settings=chosen, **begun)[0]
             assert [answer.ids for answer in answers] == [answer.ids for answer in alone]
             for answer in answers:

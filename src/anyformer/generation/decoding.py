@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -149,3 +150,8 @@ def read(
         source = source_valid = None
     assert logits is not None
     return logits
+
+
+def until_end(row: Sequence[int], eos: Sequence[int]) -> list[int]:
+    """What stands before the first end token."""
+    return list(takewhile(lambda token: token not in eos, row))

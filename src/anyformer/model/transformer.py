@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from anyformer import spec
 from anyformer.errors import InputError
-from anyformer.generation import Answer, Settings, left_padded, search, steps
+from anyformer.generation import Answer, Settings, left_padded, search, steps, until_end
 from anyformer.model.heads import build_head, pool
 from anyformer.model.stack import Stack
 from anyformer.parts.cache import Cache
@@ -190,7 +190,7 @@ class Transformer(nn.Module):
     def _source(
         self, source: Tensor | None, valid: Tensor | None, documents: Lengths | Tensor | None, cache: Cache | None
     ) -> tuple[Tensor | None, Tokens | None, list[Tensor]]:
-        """The encoder's hidden states and their tokens, from the cache after its first call; what its layers hand up."""
+        """The encoder's hidden states and their tokens, from the cache after its first call; what layers hand up."""
         if self.encoder is None or self.decoder is None:
             if source is not None:
                 raise InputError(f"this model is {_a(self.spec.shape)}; only an encoder-decoder takes a source")
@@ -263,7 +263,7 @@ class Transformer(nn.Module):
             if self.encoder is not None:
                 ids, valid = _right(ids, valid)
             new = self._generate(ids, valid, chosen)
-            return [tokenizer.decode(_until(row, chosen.eos)) for row in new.tolist()]
+            return [tokenizer.decode(until_end(row, chosen.eos)) for row in new.tolist()]
         return self._generate(prompts.to(self.device), valid, chosen)
 
     def encode_prompts(self, prompts: Sequence[str], settings: Settings) -> list[list[int]]:
@@ -284,14 +284,14 @@ class Transformer(nn.Module):
 
     def _generate(self, ids: Tensor, valid: Tensor | None, settings: Settings) -> Tensor:
         if settings.beams > 1:
-            found = search(self, **self._to_read(ids, valid, settings), settings=settings)
+            found = search(self, **self.beginning(ids, valid, settings), settings=settings)
             return _padded(found, settings).to(self.device)
         ids = ids.repeat_interleave(settings.answers, 0)
         valid = None if valid is None else valid.repeat_interleave(settings.answers, 0)
-        new = list(steps(self, **self._to_read(ids, valid, settings), settings=settings))
+        new = list(steps(self, **self.beginning(ids, valid, settings), settings=settings))
         return torch.stack(new, 1) if new else ids.new_zeros(len(ids), 0)
 
-    def _to_read(self, ids: Tensor, valid: Tensor | None, settings: Settings) -> dict[str, Any]:
+    def beginning(self, ids: Tensor, valid: Tensor | None, settings: Settings) -> dict[str, Any]:
         """What decoding begins with: ids [B, T] as the prompt; or as the source, and a start token as the prompt."""
         if self.decoder is None:
             raise InputError("an encoder reads and does not write; only a model with a decoder generates")
@@ -318,10 +318,10 @@ class Transformer(nn.Module):
         if chosen.beams > 1:
             if cache is not None:
                 raise InputError("beam search continues no cache; set beams=1")
-            yield tokenizer.decode(_until(self._generate(given, None, chosen)[0].tolist(), chosen.eos))
+            yield tokenizer.decode(until_end(self._generate(given, None, chosen)[0].tolist(), chosen.eos))
             return
         pieces = tokenizer.stream()
-        for ids in steps(self, **self._to_read(given, None, chosen), settings=chosen, cache=cache):
+        for ids in steps(self, **self.beginning(given, None, chosen), settings=chosen, cache=cache):
             if int(ids[0]) in chosen.eos:
                 break
             yield pieces.push(int(ids[0]))
@@ -492,11 +492,6 @@ def _padded(found: Sequence[Sequence[Answer]], settings: Settings) -> Tensor:
     ]
     longest = max(map(len, rows), default=0)
     return torch.tensor([row + [settings.filler] * (longest - len(row)) for row in rows], dtype=torch.long)
-
-
-def _until(row: list[int], eos: Sequence[int]) -> list[int]:
-    """What stands before the first end token."""
-    return next((row[:index] for index, token in enumerate(row) if token in eos), row)
 
 
 def _a(noun: str) -> str:

@@ -14,7 +14,7 @@ from anyformer.training.objectives.answering import Chat, SequenceToSequence
 from anyformer.training.objectives.classifying import Classify, ClassifyTokens
 from anyformer.training.objectives.continuing import Causal, Prefix
 from anyformer.training.objectives.denoising import HIDDEN_SHARE, SENTINELS, Masked, Spans
-from anyformer.training.objectives.objective import Batch, Objective
+from anyformer.training.objectives.objective import Batch, Objective, TextObjective
 
 #: What an objective is called in a recipe.
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -36,4 +36,5 @@ __all__ = [
     "Prefix",
     "SequenceToSequence",
     "Spans",
+    "TextObjective",
 ]
