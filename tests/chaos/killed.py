@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ import torch
 import torch._dynamo  # what optimizers import when first used
 
 from anyformer.training import train
+
+# What a run imports for those who watch it.
+with suppress(ImportError):
+    import jinja2  # noqa: F401
+    import tensorboard.summary.writer.record_writer  # noqa: F401
 
 
 def die_at(call: int) -> None:

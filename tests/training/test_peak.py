@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from anyformer import families, model, spec
 from anyformer.training import peak
-from anyformer.training.peak import matrices, matrix_rate, measured_peak
+from anyformer.training.peak import matrices, matrix_rate, peak_tokens
 
 CPU = torch.device("cpu")
 
@@ -43,11 +44,19 @@ def test_a_rate_is_measured_without_touching_the_random_numbers_of_a_run(dtype: 
 
 
 def test_it_is_measured_once_for_each_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a run directory knows of a machine is taken from there; another machine is measured too."""
+    """What a run directory knows of a machine is taken from there; another machine is measured too. Tokens a second are
+    the rate over the planner's FLOPs a token, of all processes together."""
     rates = iter([1e9, 2e9])
     monkeypatch.setattr(peak, "matrix_rate", lambda *_: next(rates))
-    arguments = (tmp_path, preset("llama:tiny"), 64, torch.float32, CPU)
-    assert measured_peak(*arguments, "here") == 1e9
-    assert measured_peak(*arguments, "there") == 2e9
-    assert measured_peak(*arguments, "here") == 1e9
-    assert json.loads((tmp_path / "peak.json").read_text()) == {"here": 1e9, "there": 2e9}
+    settings = SimpleNamespace(precision="float32", batch_tokens=512)
+    ranks = SimpleNamespace(sizes={"data": 2, "shard": 2})
+    described = SimpleNamespace(spec=preset("llama:tiny"))
+    here = SimpleNamespace(
+        settings=settings, device=CPU, micro_tokens=64, model=described, flops=512_000_000, ranks=ranks
+    )
+    there = SimpleNamespace(**{**vars(here), "device": "elsewhere"})
+    assert peak_tokens(tmp_path, here) == 4000.0  # type: ignore[arg-type]
+    assert peak_tokens(tmp_path, there) == 8000.0  # type: ignore[arg-type]
+    assert peak_tokens(tmp_path, here) == 4000.0  # type: ignore[arg-type]
+    known = json.loads((tmp_path / "peak.json").read_text())
+    assert [each["flop_per_second"] for each in known.values()] == [1e9, 2e9]

@@ -6,10 +6,12 @@ share of it that a run reaches says what everything else costs: attention, norms
 
 from __future__ import annotations
 
+import platform
 import time
 from collections import Counter
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,6 +21,9 @@ from anyformer import spec
 from anyformer.planning.shapes import shapes
 from anyformer.training.state import read_json, write_json
 
+if TYPE_CHECKING:
+    from anyformer.training.trainer import Trainer
+
 #: Seconds and products spent on all shapes together and on each one.
 SECONDS, TRIES = 0.5, 24
 FEWEST_ROWS = 64
@@ -27,18 +32,22 @@ FEWEST_ROWS = 64
 HOST_NUMBERS, DEVICE_NUMBERS = 1 << 22, 1 << 27
 
 
-def measured_peak(
-    directory: Path, described: spec.Transformer, rows: int, dtype: torch.dtype, device: torch.device, where: str
-) -> float:
-    """FLOP/s of this machine's matrix products, measured once in a run's `directory` for each machine (`where`).
+def peak_tokens(directory: Path, trainer: Trainer) -> float:
+    """Tokens a second that a run would train on if its machines did nothing but the products that the model needs
+    (the planner's count). Measured once in a run's `directory` for each kind of machine.
 
     It draws no random number of the process: the run is the same with and without it.
     """
-    path = directory / "peak.json"
+    path, settings, device = directory / "peak.json", trainer.settings, trainer.device
+    where = f"{platform.processor() or platform.machine()} {device} {torch.get_num_threads()} {settings.precision}"
     known = read_json(path) if path.exists() else {}
     if where not in known:
-        write_json(path, known | {where: matrix_rate(described, rows, dtype, device)})
-    return read_json(path)[where]
+        dtype = getattr(torch, settings.precision)
+        rate = matrix_rate(trainer.model.spec, trainer.micro_tokens, dtype, device)
+        tokens = rate * prod(trainer.ranks.sizes.values()) * settings.batch_tokens / trainer.flops
+        known |= {where: {"flop_per_second": rate, "tokens_per_second": tokens}}
+        write_json(path, known)
+    return known[where]["tokens_per_second"]
 
 
 def matrix_rate(described: spec.Transformer, rows: int, dtype: torch.dtype, device: torch.device) -> float:

@@ -1,0 +1,92 @@
+"""What people see of a run: the display while it goes on, trackers, samples now and then, and a report at its end.
+
+All of it looks on: the weights and metrics of a run are the same to the bit whoever watches, and what goes wrong here
+is said, and stops nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from anyformer.data import spread
+from anyformer.training.peak import peak_tokens
+from anyformer.training.progress import Display
+from anyformer.training.recipe import Recipe
+from anyformer.training.report import write_report
+from anyformer.training.samples import sample_every, take
+from anyformer.training.state import Metrics, metrics_rows
+from anyformer.training.trackers import following, trackers_of
+from anyformer.training.trainer import Trainer
+
+Watch = Callable[[Mapping[str, Any]], None]
+
+
+@contextmanager
+def watched(
+    trainer: Trainer, recipe: Recipe, directory: Path, display: Display, *, begin: int, steps: int, validate_every: int
+) -> Iterator[Watch]:
+    """Gives the function to call with the metrics row of each step, from `begin` to `steps`. Of many processes, the
+    first one is watched. At the end, however it comes about, the report is written."""
+    if not trainer.ranks.leads or begin == steps:
+        yield lambda row: None
+        return
+    rows = metrics_rows(directory / "metrics.jsonl")
+    title, peak = str(directory), peak_tokens(directory, trainer)
+    try:
+        with (
+            display.steps(begin, steps, title=title, peak=peak, earlier=rows) as show,
+            following(trackers_of(recipe), directory, recipe, begin, display.note) as tell,
+            sampling(trainer, recipe, directory, begin, steps, validate_every, display.note) as sample,
+        ):
+
+            def watch(row: Mapping[str, Any]) -> None:
+                show(row)
+                tell(row)
+                sample(row)
+
+            yield watch
+    finally:
+        try:
+            write_report(directory)
+        except Exception as error:
+            display.note(f"there is no report of the run ({type(error).__name__}: {error})")
+
+
+@contextmanager
+def sampling(
+    trainer: Trainer,
+    recipe: Recipe,
+    directory: Path,
+    begin: int,
+    steps: int,
+    validate_every: int,
+    note: Callable[[str], None],
+) -> Iterator[Watch]:
+    """Gives the function that writes samples to `samples.jsonl` at the steps that are to have some, which follow from
+    the recipe alone. A model that is divided over processes gives none."""
+    run, tokens = recipe.run, steps * recipe.training.batch_tokens
+    every = run.sample_every or sample_every(steps, validate_every, tokens, max(run.samples, 1))
+    is_divided = any(size > 1 for size in trainer.ranks.sizes.values())
+    count = 0 if is_divided else run.samples
+    examples = [trainer.held_out[index] for index in spread(len(trainer.held_out.sizes), count)] if count else []
+    if not examples:
+        yield lambda row: None
+        return
+    with Metrics(directory / "samples.jsonl") as written:
+        written.cut_back(begin)
+
+        def sample(row: Mapping[str, Any]) -> None:
+            if not examples or (row["step"] % every and row["step"] != steps):
+                return
+            try:
+                with trainer.result():
+                    samples = take(trainer.model, trainer.objective, examples, run.seed)
+                written.write({"step": row["step"], "samples": samples})
+            except Exception as error:
+                examples.clear()
+                note(f"no more samples are taken ({type(error).__name__}: {error}); the run goes on")
+
+        yield sample
