@@ -17,12 +17,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from anyformer import spec
 from anyformer.model import Transformer
 from anyformer.parts.experts import Experts
 from anyformer.training.meshes import Common, Exchange, exchange
+from anyformer.training.optimizers import local
 
 
 def divide_experts(model: Transformer, mesh: DeviceMesh) -> list[Common]:
@@ -66,7 +67,7 @@ def _experts_here(mixture: Experts, rows: Tensor, counts_RE: Tensor) -> Tensor:
     counts = None if mixture.groupable(rows) and len(rows) else counts_RE.sum(0).tolist()
 
     def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        weight, bias = _local(weight).to(x.dtype), None if bias is None else _local(bias)
+        weight, bias = local(weight).to(x.dtype), None if bias is None else local(bias)
         if counts is None:
             product = F.grouped_mm(x, weight.transpose(-1, -2), offs=ends)
         else:
@@ -75,7 +76,3 @@ def _experts_here(mixture: Experts, rows: Tensor, counts_RE: Tensor) -> Tensor:
 
     made = mixture.feed_forward(rows[order], multiply)
     return torch.empty_like(made).index_copy(0, order, made)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -14,7 +14,9 @@ and never averaged.
 
 from __future__ import annotations
 
+import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -23,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, PrepareModuleInput, RowwiseParallel, parallelize_module
 
 from anyformer.model import Transformer
@@ -38,6 +40,7 @@ from anyformer.training.context_parallel import divide_sequences
 from anyformer.training.expert_parallel import divide_experts
 from anyformer.training.heads import HeadsOf
 from anyformer.training.meshes import Common, Meshes
+from anyformer.training.optimizers import local
 
 
 class Laid:
@@ -62,12 +65,11 @@ class Laid:
         for module, name, group in self.common:
             gradient = getattr(module, name).grad
             if gradient is not None:
-                dist.all_reduce(_local(gradient), group=group)
+                dist.all_reduce(local(gradient), group=group)
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        norm = math.hypot(*(_norm(group) for group in _by_mesh(gradients)))
+        norm = _norm(gradients, self.model.device)
         if norm > limit:
-            for gradient in gradients:
-                _local(gradient).mul_(limit / (norm + 1e-6))
+            torch._foreach_mul_([local(gradient) for gradient in gradients], limit / (norm + 1e-6))
         return norm
 
     def _sharded(self) -> Iterator[FSDPModule]:
@@ -129,9 +131,15 @@ def _shard(model: Transformer, meshes: Meshes) -> None:
         for layer in stack.layers:
             for module in layer.children():
                 if meshes.sizes["expert"] > 1 and isinstance(module, Experts):
-                    fully_shard(module, mesh=experts)
+                    fully_shard(
+                        module, mesh=experts, shard_placement_fn=partial(_within_experts, experts["shard"].size())
+                    )
             fully_shard(layer, mesh=dense)
     fully_shard(model, mesh=dense)
+    # torch logs advice about gathering whole tensors, which happens when a run is saved.
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+    # What a mixture returns is a view, which a block adds and never changes.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -139,18 +147,31 @@ def _shard(model: Transformer, meshes: Meshes) -> None:
             module.set_force_sum_reduction_for_comms(True)
 
 
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+def _within_experts(ranks: int, parameter: nn.Parameter) -> Shard:
+    """The dimension that FSDP divides: not that of the experts, which are divided already."""
+    return Shard(1 if isinstance(parameter, DTensor) and parameter.shape[1] % ranks == 0 else 0)
 
 
-def _norm(gradients: Sequence[Tensor]) -> float:
-    norm = torch.nn.utils.get_total_norm(gradients)
-    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+def _norm(gradients: Sequence[Tensor], device: torch.device) -> float:
+    """The norm of all gradients together, of which each rank has parts; where several have the same, each counts for a
+    share of it."""
+    by_copies: dict[float, list[Tensor]] = {}
+    for gradient in gradients:
+        by_copies.setdefault(dist.get_world_size() / _parts(gradient), []).append(local(gradient))
+    norms = {copies: torch.nn.utils.get_total_norm(held) for copies, held in by_copies.items()}
+    square = torch.zeros((), dtype=torch.float64, device=device)
+    for copies, norm in norms.items():
+        square += norm.double().square() / copies
+    dist.all_reduce(square)
+    return square.sqrt().item()
 
 
-def _by_mesh(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Tensors grouped by the mesh that they lie over: torch's foreach operations take one mesh at a time."""
-    groups: dict[DeviceMesh | None, list[Tensor]] = {}
-    for tensor in tensors:
-        groups.setdefault(tensor.device_mesh if isinstance(tensor, DTensor) else None, []).append(tensor)
-    return list(groups.values())
+def _parts(tensor: Tensor) -> int:
+    """Over how many ranks a tensor is divided."""
+    if not isinstance(tensor, DTensor):
+        return 1
+    return math.prod(
+        tensor.device_mesh.size(axis)
+        for axis, placement in enumerate(tensor.placements)
+        if not placement.is_replicate()
+    )
