@@ -73,6 +73,20 @@ def test_a_run_is_resumed_as_it_is(anyformer: Callable, text: Path, tmp_path: Pa
     assert changed.code == 2 and "leave out recipe, texts and settings" in changed.err
 
 
+def test_a_run_is_reported_on(anyformer: Callable, text: Path, tmp_path: Path) -> None:
+    """At its end, and whenever it is asked for, from what is there then; in a sentence where there is no run."""
+    run = tmp_path / "run"
+    assert f"the report is {run / 'report.html'}" in anyformer("train", text, "--out", run, "--steps", 2, *SMALL).err
+    (run / "report.html").unlink()
+    assert anyformer("train", "--report", run).err == f"the report is {run / 'report.html'}\n"
+    assert "finished · 2 steps" in (run / "report.html").read_text(encoding="utf-8")
+    assert json.loads(anyformer("train", "--report", run, "--json").out) == {"report": str(run / "report.html")}
+    refused = anyformer("train", "--report", run, "--steps", 3)
+    assert refused.code == 2 and "--report looks at a run as it is" in refused.err
+    missing = anyformer("train", "--report", tmp_path)
+    assert missing.code == 2 and "holds no run to report on" in missing.err
+
+
 def test_continuing_from_a_checkpoint(anyformer: Callable, text: Path, talker: Path, tmp_path: Path) -> None:
     """--from starts from a checkpoint's weights and takes its tokenizer, in place of the preset."""
     ran = anyformer("train", text, "--from", talker, "--out", tmp_path / "run", "--steps", 1, *SMALL)

@@ -38,6 +38,12 @@ def train(
         Path | None,
         typer.Option("--resume", metavar="RUN", help="Go on with a run from its last checkpoint.", show_default=False),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", metavar="RUN", help="Write RUN/report.html now, of a run at any stage.", show_default=False
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help=f"The run's directory ({OUT}, for texts).", show_default=False)
     ] = None,
@@ -87,6 +93,15 @@ def train(
     # JSON's strings, numbers and lists of them are TOML's too.
     overrides = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     overrides += settings or []
+    if report is not None:
+        if sources or overrides or resume is not None:
+            raise TrainingError("--report looks at a run as it is; leave out recipe, texts, settings and --resume")
+        page = training.write_report(report)
+        if as_json:
+            print_json({"report": str(page)})
+        else:
+            note(f"the report is {page}")
+        return
     if resume is not None:
         if sources or overrides:
             raise TrainingError("--resume goes on with a run as it is; leave out recipe, texts and settings")
@@ -130,6 +145,8 @@ def _tell(result: Result) -> None:
         bits = result.validation_bits_per_byte
         said.append(f"validation {result.validation_loss:.4f}" + (f" ({bits:.4f} bits per byte)" if bits else ""))
     note(" · ".join(said))
+    if (page := result.directory / "report.html").exists():
+        note(f"the report is {page}")
     if result.finished:
         from anyformer import checkpoints
 
