@@ -74,6 +74,16 @@ class Tokenizer:
         """The id of a token as the vocabulary writes it, if it has it."""
         return self._backend.token_to_id(token)
 
+    def begins_word(self) -> list[bool]:
+        """Of every id, whether its token begins a word: what a WordPiece does not go on with, and otherwise what does
+        not begin with a letter or digit, as the space before a word is part of its first token."""
+        model = json.loads(self._backend.to_str())["model"]
+        goes_on = str(model.get("continuing_subword_prefix") or "") if model["type"] == "WordPiece" else ""
+        found = [True] * self.vocabulary_size
+        for token, index in self._backend.get_vocab(with_added_tokens=True).items():
+            found[index] = not (token.startswith(goes_on) if goes_on else token[:1].isalnum())
+        return found
+
     def with_special(self, roles: Mapping[str, str], others: Sequence[str] = ()) -> Tokenizer:
         """This tokenizer with more special tokens, behind its vocabulary where that lacks them: `others`, and those of
         `roles` (`mask_token`), which take the place of what had that role."""

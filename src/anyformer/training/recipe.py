@@ -141,6 +141,8 @@ class Training(Part, frozen=True):
     - `learning_rate`: the highest of the run; by default the usual one for the model's width (`schedules.usual_peak`).
     - `warmup`: a number of steps, or a share of them all (0.05). `final`: the share of the learning rate left at last.
     - `clip`: the largest gradient norm; 0 leaves gradients as they are.
+    - `beta`: of objective `preferences`, how strongly the model is held to what it was.
+    - `whole_words`: objective `masked` hides all tokens of a word or none.
     - `label_smoothing` and `z_loss`: what the training loss adds to the cross-entropy (`model/heads.py`); validation
       leaves them out.
     - `dropout`: of embeddings, of what each branch adds to the stream, and of whatever else the spec drops out; by
@@ -157,6 +159,7 @@ class Training(Part, frozen=True):
     """
 
     objective: str = "causal"
+    whole_words: bool = False
     steps: PositiveInt | None = None
     tokens: PositiveInt | None = None
     flops: PositiveFloat | None = None
@@ -171,6 +174,7 @@ class Training(Part, frozen=True):
     final: Annotated[float, Field(ge=0, le=1)] = 0.0
     weight_decay: NonNegativeFloat = 0.1
     clip: NonNegativeFloat = 1.0
+    beta: PositiveFloat = 0.1
     label_smoothing: Share = 0.0
     z_loss: NonNegativeFloat = 0.0
     dropout: Share | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from objectives import assert_packed_is_separate, documents, tiny, windows_of
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers
 
 import anyformer as af
 from anyformer import families, text
-from anyformer.data import NO_TARGET
+from anyformer.data import NO_TARGET, Column, Corpus, Windows
 from anyformer.errors import TrainingError
 from anyformer.model import Transformer, build
 from anyformer.training import read_recipe, train
@@ -27,6 +30,20 @@ seeds = st.integers(0, 2**32)
 
 BERT = tiny("bert:tiny", "masked")
 T5, LLAMA = tiny("t5:tiny", "spans"), tiny("llama:tiny", "spans")
+
+SENTENCE = "unbelievable kings and unbelievably believable queens unking themselves"
+LEARNED = text.train_bpe([SENTENCE * 20], 290)
+
+
+def pieces() -> text.Tokenizer:
+    """A WordPiece vocabulary."""
+    parts = ["[UNK]", "un", "##believ", "##able", "##ably", "kings", "##king", "##ed", "them", "##sel", "##ves", ","]
+    backend = Backend(models.WordPiece({part: index for index, part in enumerate(parts)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return text.Tokenizer(backend)
+
+
+PIECES = pieces()
 
 
 @given(lengths, seeds)
@@ -45,6 +62,28 @@ def test_masked_hides_text_and_asks_for_what_it_hid(lengths: list[int], seed: in
     assert batch.inputs["documents"] == tuple(window.documents for window in windows)
     assert batch.target_count == int((batch.inputs["targets"] != NO_TARGET).sum())
     assert all(torch.equal(batch.inputs[name], again.inputs[name]) for name in ("tokens", "targets"))
+
+
+@given(seeds)
+def test_whole_words_are_hidden_whole(seed: int) -> None:
+    """With a learned vocabulary and with WordPiece: of every word all tokens are asked for or none, about 15% of them,
+    and never across the border of a document."""
+    for tokenizer in (LEARNED, PIECES):
+        model = tiny("bert:tiny", "masked", tokenizer=tokenizer)
+        assert model.tokenizer is not None
+        objective = Masked(model)
+        objective.begin(SimpleNamespace(whole_words=True), lambda model=model: model)
+        ids = model.tokenizer.encode("unbelievable kings unbelievably unkinged themselves, " * 8)
+        column = Column(np.array(ids * 2), np.array([0, len(ids)]))
+        [window] = Windows(Corpus({"tokens": column}, 0), 2 * len(ids))
+        _, targets = objective.hide(window, np.random.default_rng(seed))
+        asked = targets != NO_TARGET
+        begins = np.array(model.tokenizer.begins_word())[window.tokens]
+        assert 0.02 < begins.mean() < 0.9
+        begins[[0, len(ids)]] = True
+        words = np.split(asked, np.flatnonzero(begins)[1:])
+        assert all(word.all() or not word.any() for word in words)
+        assert 0 < sum(word[0] for word in words) < len(words) / 2
 
 
 def test_masked_hides_fifteen_percent_in_three_ways() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, chain, pairwise
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -21,6 +21,9 @@ from anyformer.training.objectives.objective import (
     window_batch,
 )
 
+if TYPE_CHECKING:
+    from anyformer.training.recipe import Training
+
 #: Of the tokens that a model shall find: how many are hidden (Devlin et al. 2019, section 3.1; Raffel et al. 2020,
 #: section 3.1.4), and how long the stretches are that spans are cut out in, on average.
 HIDDEN_SHARE, MEAN_SPAN = 0.15, 3.0
@@ -30,7 +33,8 @@ SENTINELS = tuple(f"<extra_id_{index}>" for index in range(100))
 
 class Masked(TextObjective):
     """Find 15% of the tokens, hidden anew at every step (Devlin et al. 2019, section 3.1; Liu et al. 2019, dynamic
-    masking): four fifths of them stand as the mask token, a tenth as a random one, a tenth as they are."""
+    masking): four fifths of them stand as the mask token, a tenth as a random one, a tenth as they are. With
+    `training.whole_words`, all tokens of a word or none."""
 
     name, shapes, head = "masked", ("encoder",), "masked_language_model"
     roles: ClassVar[Mapping[str, str]] = {"mask_token": "<|mask|>"}
@@ -41,6 +45,10 @@ class Masked(TextObjective):
         self.special = np.array([token for token in special if token is not None])
         assert self.tokenizer.mask is not None
         self.mask = self.tokenizer.mask
+        self.begins_word: np.ndarray | None = None
+
+    def begin(self, settings: Training, start: Callable[[], Transformer]) -> None:
+        self.begins_word = np.array(self.tokenizer.begins_word()) if settings.whole_words else None
 
     def batch(self, windows: Sequence[Window], generator: np.random.Generator) -> Batch:
         hidden = [self.hide(window, own) for window, own in zip(windows, generator.spawn(len(windows)))]
@@ -52,12 +60,23 @@ class Masked(TextObjective):
     def hide(self, window: Window, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [T] to read and targets [T] to find; special tokens and padding are never asked for."""
         T = len(window.tokens)
-        asked = generator.random(T) < HIDDEN_SHARE
-        asked &= (np.arange(T) < window.filled) & ~np.isin(window.tokens, self.special)
+        is_special = np.isin(window.tokens, self.special)
+        asked = generator.random(T)[self._words(window, is_special)] < HIDDEN_SHARE
+        asked &= (np.arange(T) < window.filled) & ~is_special
         how = generator.random(T)
         random_ids = generator.integers(0, self.tokenizer.vocabulary_size, T)
         shown = np.where(how < 0.8, self.mask, np.where(how < 0.9, random_ids, window.tokens))
         return np.where(asked, shown, window.tokens), np.where(asked, window.tokens, NO_TARGET)
+
+    def _words(self, window: Window, is_special: np.ndarray) -> np.ndarray:
+        """For each token, the first of the word that it belongs to, [T]; itself where words are not asked for."""
+        places = np.arange(len(window.tokens))
+        if self.begins_word is None:
+            return places
+        begins = self.begins_word[window.tokens] | is_special
+        begins[1:] |= is_special[:-1]
+        begins[np.cumsum((0, *window.documents[:-1]))] = True
+        return np.maximum.accumulate(np.where(begins, places, 0))
 
 
 class Spans(Conditional, TextObjective):
