@@ -1,12 +1,14 @@
 """What stands before the first step: a tokenizer, the tokenised corpus in the run directory, and a model to begin with.
 
-Each is made once and whole: a run that was stopped here finds it finished, or makes it again.
+Each is made once and whole: a run that was stopped here finds it finished, or goes on behind the shards that are.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,14 @@ import torch
 from anyformer import checkpoints, families, spec, text
 from anyformer.checkpoints import Carried
 from anyformer.data import Corpus, Document, Sources, find_files, open_corpus, read_manifest, write_corpus
-from anyformer.errors import DataError, TrainingError
+from anyformer.errors import AnyformerError, DataError, TrainingError
 from anyformer.model import Transformer, build, load
 from anyformer.spec.dropout import with_dropout
 from anyformer.training import lora
 from anyformer.training.objectives import OBJECTIVES
 from anyformer.training.progress import Display
 from anyformer.training.recipe import NewTokenizer, Recipe
-from anyformer.training.state import write_directory
+from anyformer.training.state import aside_of, put_in_place, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -60,28 +62,41 @@ def _write_text(recipe: Recipe, directory: Path, display: Display) -> None:
     display.note(f"{count:,} {'file' if count == 1 else 'files'} of text, {sources.size / 1e6:,.1f} MB")
     if not held_out:
         display.note(f"no data.validation is given, so this is held out: {sources.parting()}")
-    tokenizer = _equipped(_tokenizer(recipe, sources, display), recipe)
-    labels = _labels(recipe, objective.labels(sources.documents))
-    encode = objective.encode(tokenizer, described(recipe), length=recipe.training.sequence_length, labels=labels)
-
-    def write(aside: Path) -> None:
-        tokenizer.save(aside)
-        with display.task("tokenising", sources.size) as advance:
-            write_corpus(
-                aside,
-                sources.documents(advance),
-                encode,
-                vocabulary=tokenizer.vocabulary_size,
-                about={**sources.facts(), "labels": labels},
-            )
-        train, validation = open_corpus(aside, "train"), open_corpus(aside, "validation")
-        objective.check_corpus(train, recipe.training.sequence_length)
-        if not validation.documents:
-            raise DataError("too little text to hold any out for validation; name some in data.validation")
-
-    write_directory(directory, write)
+    aside = aside_of(directory)
+    try:
+        _tokenise(recipe, sources, aside, display)
+    except AnyformerError:
+        # Of no use once the data or the recipe is mended; after a full disk or a kill, it is.
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    put_in_place(aside, directory)
     for split, said in read_manifest(directory)["splits"].items():
         display.note(f"{split}: {_amount(said, recipe.training.sequence_length)}")
+
+
+def _tokenise(recipe: Recipe, sources: Sources, directory: Path, display: Display) -> None:
+    """Fill a directory with tokenizer and corpus, or go on where an earlier attempt at the same left it."""
+    objective, length = OBJECTIVES[recipe.training.objective], recipe.training.sequence_length
+    about = json.loads(json.dumps({**sources.facts(), "objective": objective.name, "sequence_length": length}))
+    note = directory / "about.json"
+    if note.exists() and read_json(note) == about:
+        display.note("going on with a tokenisation that was stopped")
+    else:
+        shutil.rmtree(directory, ignore_errors=True)
+        _equipped(_tokenizer(recipe, sources, display), recipe).save(directory)
+        write_json(note, about)
+    tokenizer = text.load(directory)
+    assert tokenizer is not None
+    labels = _labels(recipe, objective.labels(sources.documents))
+    encode = objective.encode(tokenizer, described(recipe), length=length, labels=labels)
+    with display.task("tokenising", sources.size) as advance:
+        documents = sources.documents(advance)
+        about = {**about, "labels": labels}
+        write_corpus(directory, documents, encode, vocabulary=tokenizer.vocabulary_size, about=about)
+    note.unlink()
+    objective.check_corpus(open_corpus(directory, "train"), length)
+    if not open_corpus(directory, "validation").documents:
+        raise DataError("too little text to hold any out for validation; name some in data.validation")
 
 
 def _amount(said: Mapping[str, Any], longest: int) -> str:
@@ -108,7 +123,7 @@ def _tokenizer(recipe: Recipe, sources: Sources, display: Display) -> text.Token
         return tokenizer
     if isinstance(recipe.tokenizer, NewTokenizer):
         with display.task("learning the tokenizer", sources.size) as advance:
-            return text.train_bpe(_training_texts(sources.documents(), advance), recipe.tokenizer.train.vocabulary)
+            return text.train_bpe(_training_texts(sources.documents(advance)), recipe.tokenizer.train.vocabulary)
     if recipe.tokenizer in (None, "bytes"):
         return text.byte_level()
     return text.read(Path(recipe.tokenizer))
@@ -127,12 +142,10 @@ def _equipped(tokenizer: text.Tokenizer, recipe: Recipe) -> text.Tokenizer:
     return objective.equip(tokenizer.with_special(roles, others) if roles or others else tokenizer)
 
 
-def _training_texts(documents: Iterator[Document], advance: Callable[[int], object]) -> Iterator[str]:
+def _training_texts(documents: Iterator[Document]) -> Iterator[str]:
     for document in documents:
-        texts = list(_strings(document.fields)) or [document.text]
         if document.split == "train":
-            yield from texts
-        advance(sum(map(len, texts)))
+            yield from list(_strings(document.fields)) or [document.text]
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -37,7 +37,16 @@ from anyformer.training.recipe import Recipe, read_recipe
 from anyformer.training.scale import check as check_scale
 from anyformer.training.schedules import learning_rate, usual_peak
 from anyformer.training.snapshots import is_sharded
-from anyformer.training.state import Checkpoints, Counters, Metrics, NoMetrics, read_json, read_metrics, write_json
+from anyformer.training.state import (
+    Checkpoints,
+    Counters,
+    Metrics,
+    NoMetrics,
+    aside_of,
+    read_json,
+    read_metrics,
+    write_json,
+)
 from anyformer.training.trackers import trackers_of
 from anyformer.training.trainer import Trainer
 from anyformer.training.watch import watched
@@ -103,7 +112,8 @@ def _guarded(recipe: Recipe, directory: Path, display: Display, began: float, ra
         with torch.random.fork_rng():
             return _run(recipe, directory, display, began, ranks)
     except (AnyformerError, OSError) as error:
-        has_begun = (directory / "metrics.jsonl").exists()
+        is_kept = isinstance(error, OSError) and aside_of(directory / "data").exists()
+        has_begun = is_kept or (directory / "metrics.jsonl").exists()
         if not has_begun and is_new and ranks.leads:
             _unclaim(directory)
         if has_begun and isinstance(error, OSError | CheckpointError | TextError):

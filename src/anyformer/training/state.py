@@ -74,10 +74,15 @@ def write_directory(path: Path, write: Callable[[Path], None]) -> None:
 
 def empty_aside(path: Path) -> Path:
     """An empty directory beside `path`, to be filled and put in its place."""
-    aside = path.with_name(f".{path.name}.partial")
+    aside = aside_of(path)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     return aside
+
+
+def aside_of(path: Path) -> Path:
+    """Where a directory stands until it is whole."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def put_in_place(aside: Path, path: Path) -> None:
