@@ -178,3 +178,39 @@ def test_what_training_adds_to_the_loss(hidden: Tensor, monkeypatch: pytest.Monk
     wanted = 0.9 * plain + 0.1 * surprise.mean(-1) + 0.01 * logits.logsumexp(-1).square()
     assert torch.allclose(head.train().loss(hidden, TOKENS, targets)[0], wanted[real].sum())
     assert torch.allclose(head.eval().loss(hidden, TOKENS, targets)[0], plain[real].sum())
+
+
+def test_a_loss_in_chunks_can_be_differentiated_more_than_once(hidden: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a backward pass scales stays as it was found; a frozen matrix gets nothing; without gradients none is
+    made."""
+    monkeypatch.setattr(heads, "LARGEST_LOGITS", 14)
+    head = draw(LanguageModelHead(spec.LanguageModelHead(bias=True, soft_cap=2.0), DIM, 7))
+    head.train().label_smoothing, head.z_loss = 0.1, 0.01
+    targets = torch.tensor([[1, -100, 6], [0, 3, 2], [5, 5, -100]])
+    gradcheck(head, lambda h: head.loss(h, TOKENS, targets)[0], hidden)
+    total, _ = head.loss(hidden, TOKENS, targets)
+    once = torch.autograd.grad(total, hidden, retain_graph=True)[0]
+    assert torch.equal(torch.autograd.grad(3 * total, hidden)[0], 3 * once)
+    head.output.weight.requires_grad_(False)
+    head.loss(hidden, TOKENS, targets)[0].backward()
+    assert head.output.weight.grad is None and head.output.bias.grad is not None
+    assert hidden.grad is not None and torch.equal(hidden.grad, once)
+    with torch.no_grad():
+        assert torch.allclose(head.loss(hidden, TOKENS, targets)[0], total)
+
+
+@pytest.mark.parametrize("largest", [1 << 24, 14])
+def test_logits_that_nobody_asks_for_are_not_made(
+    hidden: Tensor, monkeypatch: pytest.MonkeyPatch, largest: int
+) -> None:
+    """Of nine tokens four have targets: four rows reach the output, and the others' gradient is zero."""
+    monkeypatch.setattr(heads, "LARGEST_LOGITS", largest)
+    head = draw(LanguageModelHead(spec.LanguageModelHead(), DIM, 7))
+    targets = torch.full((3, 3), -100)
+    targets[0, 1], targets[1, 0], targets[1, 2], targets[2, 2] = 3, 0, 6, 2
+    rows: list[int] = []
+    head.output.register_forward_hook(lambda module, inputs, out: rows.append(len(out)))
+    total, count = head.loss(hidden, TOKENS, targets)
+    total.backward()
+    assert (sum(rows), int(count)) == (4, 4)
+    assert hidden.grad is not None and torch.equal(hidden.grad.any(-1), targets != -100)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from anyformer import spec
 from anyformer.errors import InputError
@@ -42,8 +43,8 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def loss(self, hidden: Tensor, tokens: Tokens, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """(summed cross-entropy in nats, float32; number of targets), in chunks: beyond `LARGEST_LOGITS` each chunk's
-        logits are computed again in the backward pass instead of being kept."""
+        """(summed cross-entropy in nats, float32; number of targets). Where all logits would be more than
+        `LARGEST_LOGITS`, they are made in chunks, one after another."""
         if isinstance(self, SequenceClassificationHead):
             logits = self(hidden, tokens)
             _must_be(targets, logits.shape[:1])
@@ -51,20 +52,22 @@ class Head(nn.Module):
         _must_be(targets, hidden.shape[:2])
         rows, wanted = hidden.flatten(0, 1), targets.flatten()
         count = (wanted != IGNORED).sum()
+        if hidden.device.type == "cpu" and count < len(rows):
+            # Logits that nobody asked for are not made. Elsewhere the host would wait to know which these are.
+            asked = (wanted != IGNORED).nonzero()[:, 0]
+            rows, wanted = rows.index_select(0, asked), wanted[asked]
         step = max(1, LARGEST_LOGITS // self.output.out_features)
         if len(rows) <= step:
-            return self._cross_entropy(self(rows, tokens), wanted), count
+            return self.rows_loss(rows, tokens, wanted), count
+        if not torch.is_grad_enabled():
+            chunks = zip(rows.split(step), wanted.split(step))
+            return torch.stack([self.rows_loss(part, tokens, asked) for part, asked in chunks]).sum(), count
+        learning = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return _ChunkedLoss.apply(self, tokens, wanted, step, rows, *learning), count
 
-        def chunk(rows: Tensor, wanted: Tensor) -> Tensor:
-            return self._cross_entropy(self(rows, tokens), wanted)
-
-        total = hidden.new_zeros((), dtype=torch.float32)
-        for part, part_wanted in zip(rows.split(step), wanted.split(step)):
-            again = torch.is_grad_enabled()
-            total = total + (
-                checkpoint(chunk, part, part_wanted, use_reentrant=False) if again else chunk(part, part_wanted)
-            )
-        return total, count
+    def rows_loss(self, rows: Tensor, tokens: Tokens, targets: Tensor) -> Tensor:
+        """The summed loss of rows [N, D], whose logits exist all at once."""
+        return self._cross_entropy(self(rows, tokens), targets)
 
     def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -78,6 +81,38 @@ class Head(nn.Module):
         if self.z_loss and self.training:
             loss = loss + self.z_loss * (logits.logsumexp(-1).square() * (targets != IGNORED)).sum()
         return loss
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """The loss of rows [N, D], of which `step` have logits at a time.
+
+    Each chunk is differentiated as soon as its loss is known, so that its logits are neither kept nor made twice; the
+    backward pass only scales what was found (Hsu et al. 2024, https://arxiv.org/abs/2410.10989, section 3.2).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, head: Head, tokens: Tokens, targets: Tensor, step: int, rows: Tensor, *learning: Tensor
+    ) -> Tensor:
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        total = rows.new_zeros((), dtype=wide)
+        of_rows = torch.empty_like(rows)
+        of_learning: list[Tensor] = []
+        for part, wanted, of_part in zip(rows.split(step), targets.split(step), of_rows.split(step)):
+            part = part.detach().requires_grad_()
+            with torch.enable_grad():
+                loss = head.rows_loss(part, tokens, wanted)
+            of_part[:], *found = torch.autograd.grad(loss, [part, *learning], materialize_grads=True)
+            found = [new.to(wide) for new in found]
+            of_learning = [before.add_(new) for before, new in zip(of_learning, found)] if of_learning else found
+            total += loss.detach()
+        ctx.save_for_backward(of_rows, *(found.to(own.dtype) for found, own in zip(of_learning, learning)))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *come_back: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return None, None, None, None, *(come_back[0].to(found.dtype) * found for found in ctx.saved_tensors)
 
 
 class LanguageModelHead(Head):
