@@ -128,7 +128,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, Stand], 
         module = ModuleType(name)
         module.__spec__ = SimpleNamespace(name=name)  # type: ignore[assignment]
         own = {"Error": RuntimeError, "Settings": SimpleNamespace, "login": lambda prompt: False}
-        for attribute, value in {"init": stand.init, **own}.items():
+        for attribute, value in {"init": stand.init, "finish": stand.finish, **own}.items():
             setattr(module, attribute, value)
         monkeypatch.setitem(sys.modules, name, module)
 

@@ -2,7 +2,8 @@
 imported when a recipe names it.
 
 None of them can change a run, or stop one: what goes wrong there is said once, and the run goes on without it. After a
-kill TensorBoard's files are cut back as the metrics are; the others are told the same rows again, which they know.
+kill TensorBoard's files are cut back as the metrics are. The others are told the rows since the last checkpoint again,
+which are the same: wandb passes them over, and trackio keeps both.
 """
 
 from __future__ import annotations
@@ -128,8 +129,9 @@ class Trackio:
     def __init__(self, directory: Path, recipe: Recipe, begin: int) -> None:
         import trackio  # type: ignore[import-not-found]
 
-        # It speaks on standard output, where results stand.
         name = f"{directory.resolve().name}-{identity(directory)[:6]}"
+        self._finish = trackio.finish
+        # It speaks on standard output, where results stand.
         with redirect_stdout(io.StringIO()):
             self._run = trackio.init(PROJECT, name=name, config=recipe.to_data(), resume="allow", embed=False)
 
@@ -138,7 +140,7 @@ class Trackio:
 
     def close(self) -> None:
         with redirect_stdout(io.StringIO()):
-            self._run.finish()
+            self._finish()
 
 
 #: What is called how in `run.watch`: (run directory, recipe, steps done before) -> a tracker.
