@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from anyformer import families, text
+from anyformer.data import shards
+from anyformer.errors import DataError, TrainingError
 from anyformer.model import build
 from anyformer.spec.dropout import with_dropout
-from anyformer.training import read_recipe
+from anyformer.training import prepare, read_recipe, train
 from anyformer.training.prepare import described, starting_model
 
 Recipes = Callable[..., dict[str, Any]]
@@ -40,3 +47,59 @@ def test_a_checkpoint_brings_its_dropout_along_unless_the_recipe_has_another(rec
     model = starting_model(read_recipe(data, ["training.dropout=0.0"]), text.byte_level(), torch.device("cpu"))
     assert model.spec == with_dropout(before.spec, 0.0)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+    }
+
+
+def test_a_full_disk_while_tokenising_is_gone_on_from(recipe: Recipes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sentence says how; the tokenizer is not learnt again, and what comes out is the same to the byte."""
+    monkeypatch.setattr(shards, "SHARD", 500)
+    monkeypatch.setattr(shards, "BATCH", 200)
+    learnt: list[int] = []
+    real_fsync, real_train = os.fsync, text.train_bpe
+
+    def full(descriptor: int) -> None:
+        if ".00003." in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real_fsync(descriptor)
+
+    def learn(texts: Any, vocabulary: int) -> Any:
+        learnt.append(vocabulary)
+        return real_train(texts, vocabulary)
+
+    monkeypatch.setattr(prepare.text, "train_bpe", learn)
+    directories = {}
+    for name in ("stopped", "whole"):
+        data = {**recipe(name, steps=2), "tokenizer": {"train": {"vocabulary": 300}}}
+        directories[name] = Path(data["run"]["directory"])
+        if name == "stopped":
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "fsync", full)
+                with pytest.raises(TrainingError, match=r"No space left on device; .* anyformer train --resume"):
+                    train(data, progress=False)
+            assert (directories[name] / ".data.partial" / "00002").exists()
+            train(resume=directories[name], progress=False)
+        else:
+            train(data, progress=False)
+    assert learnt == [300, 300]
+    assert files_of(directories["stopped"] / "data") == files_of(directories["whole"] / "data")
+    assert len(json.loads((directories["whole"] / "data" / "manifest.json").read_text())["shards"]) == 4
+
+
+def test_data_that_cannot_be_used_leaves_nothing_behind(recipe: Recipes, tmp_path: Path) -> None:
+    """A row in the middle that is torn: the file and line are named, and the directory is free for another try."""
+    rows = [json.dumps({"text": f"the king takes pawn {i}"}) for i in range(200)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join([*rows[:100], '{"text": "the ki', *rows[100:]]))
+    with pytest.raises(DataError, match=r"rows.jsonl, line 101 is not JSON"):
+        train(recipe(steps=1), overrides=[f"data.train={path}"], progress=False)
+    assert not (tmp_path / "run").exists()
+    path.write_text("\n".join(rows))
+    overrides = [f"data.train={path}", "data.held_out=7"]
+    directory = train(recipe(steps=1), overrides=overrides, progress=False).directory
+    splits = json.loads((directory / "data" / "manifest.json").read_text())["splits"]
+    assert (splits["train"]["documents"], splits["validation"]["documents"]) == (193, 7)

@@ -116,3 +116,22 @@ def test_a_silent_display_says_nothing(capsys: pytest.CaptureFixture[str]) -> No
         show(row(1, 1.0, validation_loss=1.0))
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
+
+
+def test_a_long_task_says_in_plain_lines_how_long_it_will_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a few seconds, then now and then, by the pace since the last line; a short one does not."""
+    now, console = 100.0, Console(file=io.StringIO(), width=80)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    with Display(console=console).task("tokenising", 1000) as advance:
+        for _ in range(40):
+            now += 1.0
+            advance(20)
+    assert console.file.getvalue().splitlines() == [
+        "tokenising ...",
+        "tokenising: 10%, 0:45 left",
+        "tokenising: 40%, 0:30 left",
+        "tokenising: 70%, 0:15 left",
+    ]
+    with Display(console=console).task("learning", 10) as advance:
+        advance(10)
+    assert console.file.getvalue().splitlines()[4:] == ["learning ..."]

@@ -22,6 +22,8 @@ from anyformer.training.curve import Curves, Means
 
 #: Seconds between refreshes of the live display, and between plain lines.
 LIVE_EVERY, PLAIN_EVERY = 0.25, 15.0
+#: Seconds into a long task after which a plain line says how long it will take.
+PLAIN_FIRST = 5.0
 #: The rate shown is that of the last so many steps.
 RATE_STEPS = 20
 #: The panel is no wider than this, however wide the terminal is.
@@ -67,13 +69,31 @@ class Display:
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar for a task of `total` bytes; gives the function to call with each number of bytes done."""
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        """A bar for a task of `total` bytes, or lines that say how long it will take; gives the function to call with
+        each number of bytes done."""
         if not self.is_live:
             self.note(f"{description} ...")
-        with Progress(*columns, console=self.console, transient=True, disable=not self.is_live) as progress:
+            yield self._plain_task(description, total)
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console, transient=True) as progress:
             task = progress.add_task(description, total=total)
             yield lambda done: progress.advance(task, done)
+
+    def _plain_task(self, description: str, total: int) -> Callable[[int], None]:
+        done, told, every = 0, (time.monotonic(), 0), PLAIN_FIRST
+
+        def advance(size: int) -> None:
+            nonlocal done, told, every
+            done += size
+            seconds = time.monotonic() - told[0]
+            if seconds >= every:
+                # By the pace since the last line: what is passed over at the beginning takes no time.
+                left = max(total - done, 0) * seconds / max(done - told[1], 1)
+                self.note(f"{description}: {min(done / total, 1):.0%}, {clock(left)} left")
+                told, every = (time.monotonic(), done), PLAIN_EVERY
+
+        return advance
 
     @contextmanager
     def steps(
