@@ -8,8 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from objectives import tiny
 
+from anyformer.checkpoints import Carried
+from anyformer.data import Document
 from anyformer.inspection.evaluation import evaluate
+from anyformer.inspection.evaluation.answering import Answered, scores
+from anyformer.inspection.evaluation.classification import classify
 from anyformer.model import load
 
 TEXT = "The naïve reader reads on.\n" * 20
@@ -40,6 +45,75 @@ def test_several_files_and_all_of_them(anyformer: Callable, talker: Path, file: 
     assert said["loss"] == pytest.approx(sum(each["loss"] * each["tokens"] for each in files) / said["tokens"])
     table = anyformer("evaluate", talker, file.parent).out
     assert f"{said['bits_per_byte']:.4f}" in table and "two.txt" in table and "all" in table
+
+
+def test_records_and_columns(anyformer: Callable, talker: Path, tmp_path: Path) -> None:
+    """Records of a file count together, under the name that --column gives their text; --limit takes the first."""
+    rows = [{"content": TEXT[:70]}, {"content": "another"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    asked = ("evaluate", talker, tmp_path / "rows.jsonl", "--column", "text=content", "--json")
+    model = load(talker)
+    measured = [evaluate(model, row["content"]) for row in rows]
+    said = json.loads(anyformer(*asked).out)
+    assert said["objective"] == "causal" and list(said["files"]) == [str(tmp_path / "rows.jsonl")]
+    assert said["loss"] == pytest.approx((measured[0] + measured[1]).loss)
+    assert json.loads(anyformer(*asked, "--limit", 1).out)["loss"] == pytest.approx(measured[0].loss)
+    refused = anyformer("evaluate", talker, tmp_path / "rows.jsonl", "--column", "text")
+    assert refused.code == 2 and "--column text does not say what is called what" in refused.err
+
+
+def saved(directory: Path, preset: str, objective: str, **carried: object) -> Path:
+    """A checkpoint that can carry an objective."""
+    model = tiny(preset, objective, labels=3)
+    model.family = preset.partition(":")[0]
+    model.carried = Carried(attributes=dict(carried))
+    model.generation |= {"eos_token_id": 256}
+    model.save(directory)
+    return directory
+
+
+def test_labels(anyformer: Callable, tmp_path: Path) -> None:
+    """Of a model whose head names labels: accuracy and F1, of each label too, as a table and as JSON."""
+    names = {str(index): name for index, name in enumerate(["bad", "good", "so-so"])}
+    model = saved(tmp_path / "model", "bert:tiny", "classify", id2label=names)
+    rows = [{"text": f"text {index}", "label": names[str(index % 3)]} for index in range(7)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    said = json.loads(anyformer("evaluate", model, tmp_path / "rows.jsonl", "--json").out)
+    found = classify(load(model), [Document("", row["text"], fields=row) for row in rows])
+    assert (said["objective"], said["accuracy"]) == ("classify", pytest.approx(found.accuracy))
+    assert said["macro_f1"] == pytest.approx(found.macro_f1) and said["labels"]["good"]["count"] == 2
+    table = anyformer("evaluate", model, tmp_path / "rows.jsonl").out
+    assert "so-so" in table and f"{said['accuracy']:.4f}" in table
+
+
+def test_pairs(anyformer: Callable, tmp_path: Path) -> None:
+    """Of an encoder-decoder on pairs: loss, BLEU, chrF and samples of the answers, as --beams finds them."""
+    pytest.importorskip("sacrebleu", reason="the extra `eval` is not installed")
+    model = saved(tmp_path / "model", "t5:tiny", "seq2seq")
+    rows = [("eins", "one"), ("zwei Katzen", "two cats"), ("drei", "three")]
+    (tmp_path / "rows.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in rows), encoding="utf-8")
+    how = ("--beams", 2, "--max-new-tokens", 5)
+    asked = ("evaluate", model, tmp_path / "rows.tsv", *how, "--samples", 2)
+    said = json.loads(anyformer(*asked, "--json").out)
+    answers = load(model).generate([source for source, _ in rows], beams=2, max_new_tokens=5)
+    assert [each["answer"] for each in said["samples"]] == [each.strip() for each in answers[:2]]
+    wanted = scores([Answered(source, target, each) for (source, target), each in zip(rows, answers)])
+    assert {name: said[name] for name in wanted} == pytest.approx(wanted)
+    assert said["objective"] == "seq2seq" and said["examples"] == 3
+    written = anyformer(*asked).out
+    assert "BLEU" in written and "wanted  two cats" in written and "three" not in written
+
+
+def test_hidden_tokens(anyformer: Callable, tmp_path: Path, file: Path) -> None:
+    """Of a masked language model on texts: loss and accuracy, the same for the same seed; what there is not is said."""
+    model = saved(tmp_path / "model", "bert:tiny", "masked")
+    said = [json.loads(anyformer("evaluate", model, file, "--json", "--seed", seed).out) for seed in (0, 0, 1)]
+    assert said[0] == said[1] != said[2]
+    assert said[0]["objective"] == "masked" and 0 <= said[0]["accuracy"] <= 1
+    refused = anyformer("evaluate", model, file, "--objective", "guessing")
+    assert refused.code == 2 and "there is no objective 'guessing'; there are causal, prefix, masked" in refused.err
+    refused = anyformer("evaluate", model)
+    assert refused.code == 2 and "name data to evaluate on, or tasks of lm-eval with --tasks" in refused.err
 
 
 def test_encodings(anyformer: Callable, talker: Path, file: Path) -> None:

@@ -1,8 +1,8 @@
-"""anyformer evaluate: how well a language model predicts texts."""
+"""anyformer evaluate: how good a model is at what it is for."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,21 +19,60 @@ from anyformer.cli.common import (
     print_json,
     print_table,
     progress,
+    waiting,
 )
+from anyformer.cli.generate import Beams, LengthPenalty, MaxNewTokens
+from anyformer.errors import InputError
 
-if TYPE_CHECKING:
-    from anyformer.inspection.evaluation import Evaluation
+#: What figures are called for people, where their names do not say it.
+TITLES = {
+    "loss": "loss (nats/token)",
+    "bits_per_byte": "bits/byte",
+    "macro_f1": "F1, mean over labels",
+    "f1": "F1",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+}
+#: The order of the columns of texts.
+OF_TEXTS = ("tokens", "bytes", "loss", "perplexity", "bits_per_byte")
 
 
 def evaluate(
     model: ModelArgument,
-    files: Annotated[list[str], typer.Argument(help="Text files, folders or globs.", show_default=False)],
+    data: Annotated[
+        list[str] | None, typer.Argument(help="Files of texts or records, folders or globs.", show_default=False)
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option("--objective", help="What is asked: as head, shape and data say.", show_default=False),
+    ] = None,
     window: Annotated[
         int | None,
         typer.Option("--window", min=1, help="Tokens read at a time: the context, at most 2048.", show_default=False),
     ] = None,
     stride: Annotated[
         int | None, typer.Option("--stride", min=1, help="How far the window moves: half of it.", show_default=False)
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option("--column", help="What the data calls a field: source=1, text=content.", show_default=False),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Take so many records only.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of what is hidden or cut out.")] = 0,
+    beams: Beams = None,
+    length_penalty: LengthPenalty = None,
+    max_new_tokens: MaxNewTokens = None,
+    samples: Annotated[int, typer.Option("--samples", min=0, help="How many answers to show.")] = 3,
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", help="Tasks of lm-eval, commas between them.", show_default=False)
+    ] = None,
+    task_folder: Annotated[
+        str | None, typer.Option("--task-folder", help="Where tasks of your own stand, as YAML.", show_default=False)
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option("--shots", min=0, help="Solved examples before each question.", show_default=False)
     ] = None,
     encoding: EncodingOption = None,
     as_json: JsonOption = False,
@@ -42,46 +81,95 @@ def evaluate(
     threads: ThreadsOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Measure loss, perplexity and bits per byte over texts, every token scored exactly once.
+    """Measure a model on texts, on records, or on lm-eval's tasks.
 
-    A text longer than the window is read in windows that overlap, so that tokens have at least window - stride tokens
-    before them.
+    Texts, of a decoder: loss, perplexity and bits per byte, every token scored exactly once; a text longer than the
+    window is read in windows that overlap. Texts, of others: loss and accuracy of what is hidden in them. Records of
+    text and label: accuracy and F1. Pairs of source and target: loss, and BLEU and chrF of the answers.
     """
-    from anyformer.data import find_files, read_documents
-    from anyformer.inspection import evaluation
+    if bool(data) == bool(tasks):
+        raise InputError("name data to evaluate on, or tasks of lm-eval with --tasks")
+    if tasks:
+        from anyformer.inspection.evaluation.answering import needed
 
-    documents = list(read_documents(find_files(files), tuple(encoding or ["utf-8"])))
-    loaded = open_reader(model, dtype, device)
-    results: dict[str, Evaluation] = {}
-    with progress() as bars:
-        for document in documents:
-            task = bars.add_task(document.name, total=None)
-            results[document.name] = evaluation.evaluate(
-                loaded,
-                document.text,
+        with waiting("starting lm-eval"):
+            needed("lm_eval")
+        from anyformer.inspection.evaluation.harness import run_tasks
+
+        found = open_reader(model, dtype, device)
+        names = [task.strip() for task in tasks.split(",")]
+        said: dict[str, Any] = {"tasks": run_tasks(found, names, directory=task_folder, shots=shots, limit=limit)}
+    else:
+        from anyformer.data import find_files
+        from anyformer.inspection.evaluation.reporting import Data, report
+
+        read = Data(find_files(data or []), tuple(encoding or ["utf-8"]), dict(map(_named, column or [])), limit)
+        found = open_reader(model, dtype, device)
+        with progress() as bars:
+
+            def bar(name: str) -> Any:
+                task = bars.add_task(name, total=None)
+                return lambda done, total: bars.update(task, completed=done, total=total, visible=done < total)
+
+            said = report(
+                found,
+                read,
+                objective,
                 window=window,
                 stride=stride,
-                progress=lambda done, tokens, task=task: bars.update(task, completed=done, total=tokens),
+                seed=seed,
+                samples=samples,
+                bars=bar,
+                beams=beams,
+                length_penalty=length_penalty,
+                max_new_tokens=max_new_tokens,
             )
-            bars.remove_task(task)
-    total = sum(results.values(), evaluation.Evaluation())
     if as_json:
-        print_json(
-            {"model": model, **_figures(total), "files": {name: _figures(each) for name, each in results.items()}}
-        )
+        print_json({"model": model, **said})
     else:
-        _print_table(results, total)
+        _print(said)
 
 
-def _figures(evaluation: Evaluation) -> dict[str, float]:
-    names = ("loss", "perplexity", "bits_per_byte", "tokens", "bytes")
-    return {name: getattr(evaluation, name) for name in names}
+def _named(column: str) -> tuple[str, str | int]:
+    """A field and what the data calls it, of `field=column`."""
+    name, equals, called = column.partition("=")
+    if not (name and equals and called):
+        raise InputError(f"--column {column} does not say what is called what; write it as source=1 or text=content")
+    return name, int(called) if called.isdecimal() else called
 
 
-def _print_table(results: dict[str, Evaluation], total: Evaluation) -> None:
-    rows = [*results.items(), *([("all", total)] if len(results) > 1 else [])]
-    table = new_table("file", "tokens", "bytes", "loss (nats/token)", "perplexity", "bits/byte")
-    for name, each in rows:
-        figures = (f"{each.loss:.4f}", f"{each.perplexity:,.2f}", f"{each.bits_per_byte:.4f}")
-        table.add_row(name, f"{each.tokens:,}", f"{each.bytes:,}", *figures)
+def _print(said: dict[str, Any]) -> None:
+    """Figures as tables, then answers."""
+    for task, figures in said.get("tasks", {}).items():
+        _print_figures(task, figures)
+    if "files" in said:
+        everything = {"all": said} if len(said["files"]) > 1 else {}
+        _print_rows("file", {**said["files"], **everything}, OF_TEXTS)
+    elif "objective" in said:
+        if "labels" in said:
+            stretches = {"stretches": said["stretches"]} if "stretches" in said else {}
+            _print_rows("label", {**said["labels"], **stretches}, ("precision", "recall", "f1", "count"))
+            print()
+        _print_figures(said["objective"], {name: each for name, each in said.items() if isinstance(each, int | float)})
+    for sample in said.get("samples", []):
+        print(f"\n  source  {sample['source']}\n  wanted  {sample['target']}\n  answer  {sample['answer']}")
+
+
+def _print_figures(title: str, figures: dict[str, float]) -> None:
+    table = new_table(title, "")
+    for name, figure in figures.items():
+        table.add_row(TITLES.get(name, name.replace("_", " ")), _written(name, figure))
     print_table(table)
+
+
+def _print_rows(title: str, rows: dict[str, dict[str, float]], columns: tuple[str, ...]) -> None:
+    table = new_table(title, *(TITLES.get(column, column) for column in columns))
+    for name, figures in rows.items():
+        table.add_row(name, *(_written(column, figures[column]) for column in columns))
+    print_table(table)
+
+
+def _written(name: str, figure: float) -> str:
+    if isinstance(figure, int):
+        return f"{figure:,}"
+    return f"{figure:,.2f}" if name in ("perplexity", "bleu", "chrf") else f"{figure:.4f}"

@@ -44,6 +44,10 @@ Beams = Annotated[
     int | None,
     typer.Option("--beams", min=1, help="Above 1: search for the likeliest answer, so wide.", show_default=False),
 ]
+LengthPenalty = Annotated[
+    float | None,
+    typer.Option("--length-penalty", help="Above 0: the search favours long answers (1).", show_default=False),
+]
 Seed = Annotated[int | None, typer.Option("--seed", help="The same seed draws the same text.", show_default=False)]
 
 
@@ -59,10 +63,7 @@ def generate(
     min_p: MinP = None,
     repetition_penalty: RepetitionPenalty = None,
     beams: Beams = None,
-    length_penalty: Annotated[
-        float | None,
-        typer.Option("--length-penalty", help="Above 0: the search favours long answers (1).", show_default=False),
-    ] = None,
+    length_penalty: LengthPenalty = None,
     answers: Annotated[
         int | None,
         typer.Option("--answers", min=1, help="How many: of the search the best, else draws.", show_default=False),

@@ -41,11 +41,17 @@ class Document:
     ends: bool = True
 
 
-def read_documents(files: Iterable[Path], encodings: Sequence[str] = ("utf-8",)) -> Iterator[Document]:
-    """The documents of `files`, each whole: one a text file, one a record with a `text`. Raises `DataError` as
+def read_documents(
+    files: Iterable[Path],
+    encodings: Sequence[str] = ("utf-8",),
+    *,
+    fields: Sequence[str] = TEXT,
+    columns: Mapping[str, str | int] | None = None,
+) -> Iterator[Document]:
+    """The documents of `files`, each whole: one a text file, one a record with these `fields`. Raises `DataError` as
     `Sources.documents`."""
     parts: list[Document] = []
-    for document in Sources(list(files), encodings=encodings).everything():
+    for document in Sources(list(files), encodings=encodings, fields=fields, columns=columns or {}).everything():
         parts.append(document)
         if document.ends:
             yield replace(parts[0], text="".join(part.text for part in parts), ends=True)

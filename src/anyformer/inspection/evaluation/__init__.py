@@ -5,6 +5,7 @@ asking          loss of any training objective; accuracy of what was hidden
 classification  accuracy and F1 of labels, of texts or of words
 answering       BLEU and chrF of what a model answers
 harness         the tasks of lm-eval
+reporting       all of these on files, as data
 """
 
 from anyformer.inspection.evaluation.likelihood import Evaluation, evaluate, spans, token_ids

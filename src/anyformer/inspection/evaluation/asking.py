@@ -10,7 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -90,7 +90,9 @@ def questions(
     encode = kind.encode(tokenizer, model.spec, length=length, labels=labels)
     with TemporaryDirectory() as place, evaluating(model):
         directory, size = Path(place), tokenizer.vocabulary_size
-        write_corpus(directory, (_validation(each) for each in documents), encode, vocabulary=size, about={})
+        write_corpus(
+            directory, (replace(each, split="validation") for each in documents), encode, vocabulary=size, about={}
+        )
         corpus = open_corpus(directory, "validation")
         if not corpus.documents:
             raise DataError(f"there is no record that objective '{objective}' can use; give more, or longer ones")
@@ -99,10 +101,6 @@ def questions(
         made = kind(model)
         left_out = read_manifest(directory)["splits"]["validation"]["left_out"]
         yield Questions(made, made.examples(corpus, length), left_out, seed)
-
-
-def _validation(document: Document) -> Document:
-    return Document(document.name, document.text, "validation", document.fields)
 
 
 def reader(model: Transformer, objective: str) -> Tokenizer:
