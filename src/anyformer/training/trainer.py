@@ -27,7 +27,7 @@ from anyformer.training.averaging import Average
 from anyformer.training.lora import Adapted
 from anyformer.training.objectives import OBJECTIVES, Batch
 from anyformer.training.optimizers import load_moments, moments, optimizers, set_learning_rate
-from anyformer.training.prepare import Text
+from anyformer.training.prepare import Text, starting_model
 from anyformer.training.ranks import Alone
 from anyformer.training.recipe import Recipe
 from anyformer.training.snapshots import saved_tensors
@@ -55,6 +55,7 @@ class Trainer:
         model.head.label_smoothing, model.head.z_loss = settings.label_smoothing, settings.z_loss
         model.checkpoint_activations(settings.checkpoint_activations)
         self.device = next(model.parameters()).device
+        self.objective.begin(settings, lambda: starting_model(recipe, text.tokenizer, self.device, text.labels))
         ranks.lay(model)
         self.optimizers = optimizers(settings.optimizer, model, settings.weight_decay)
         self.average = Average(model, settings.ema) if settings.ema else None

@@ -97,13 +97,10 @@ class Chat(RecordObjective):
 
 def _asked(tokenizer: Tokenizer, document: Document, length: int) -> Columns:
     """The tokens of a conversation, and which of them the assistant says."""
-    messages = document.fields["messages"]
-    is_list = isinstance(messages, list) and all(isinstance(message, Mapping) for message in messages)
-    if not is_list or not all(isinstance(message.get("role"), str) for message in messages):
-        raise DataError(f'{document.name}: messages must be a list of {{"role": ..., "content": ...}}')
+    messages = conversation(document, "messages")
     whole = tokenizer.chat(messages, add_generation_prompt=False)
     spans = [
-        _span(tokenizer, document, whole, messages[: index + 1])
+        span_of_answer(tokenizer, document, whole, messages[: index + 1])
         for index, message in enumerate(messages)
         if message["role"] == "assistant"
     ]
@@ -113,7 +110,16 @@ def _asked(tokenizer: Tokenizer, document: Document, length: int) -> Columns:
     return {"tokens": ids[:length], "asked": asked} if any(asked[1:]) else {}
 
 
-def _span(
+def conversation(document: Document, field: str) -> list[Mapping[str, Any]]:
+    """A field that must be a list of messages."""
+    messages = document.fields[field]
+    is_list = isinstance(messages, list) and all(isinstance(message, Mapping) for message in messages)
+    if not is_list or not all(isinstance(message.get("role"), str) for message in messages):
+        raise DataError(f'{document.name}: {field} must be a list of {{"role": ..., "content": ...}}')
+    return messages
+
+
+def span_of_answer(
     tokenizer: Tokenizer, document: Document, whole: str, messages: Sequence[Mapping[str, Any]]
 ) -> tuple[int, int]:
     """Where in a conversation the assistant's last turn of `messages` stands, the token that ends it included."""

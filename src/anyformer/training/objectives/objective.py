@@ -32,6 +32,7 @@ from anyformer.parts.masks import Tokens
 
 if TYPE_CHECKING:
     from anyformer.text import Tokenizer
+    from anyformer.training.recipe import Training
 
 #: The ids of a record by column, and of several.
 Columns = Mapping[str, Sequence[int]]
@@ -76,6 +77,9 @@ class Objective:
     def __init__(self, model: Transformer) -> None:
         assert model.tokenizer is not None
         self.tokenizer = model.tokenizer
+
+    def begin(self, settings: Training, start: Callable[[], Transformer]) -> None:
+        """Take what it needs of a recipe, and of the model that the run begins with, which `start` makes once more."""
 
     @classmethod
     def adapt(cls, model: spec.Transformer, labels: int) -> spec.Transformer:
