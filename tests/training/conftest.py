@@ -38,6 +38,12 @@ def small_spec(**decoder: Any) -> dict[str, Any]:
     return {"decoder": stack, "head": {"kind": "language_model", "tied": True}}
 
 
+@pytest.fixture(scope="session")
+def small() -> Callable[..., dict[str, Any]]:
+    """`small_spec`."""
+    return small_spec
+
+
 Recipes = Callable[..., dict[str, Any]]
 
 

@@ -69,7 +69,8 @@ class Laid:
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         norm = _norm(gradients, self.model.device)
         if norm > limit:
-            torch._foreach_mul_([local(gradient) for gradient in gradients], limit / (norm + 1e-6))
+            for gradient in gradients:
+                local(gradient).mul_(limit / (norm + 1e-6))
         return norm
 
     def _sharded(self) -> Iterator[FSDPModule]:

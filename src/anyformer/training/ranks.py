@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anyformer.errors import AnyformerError
 from anyformer.model import Transformer
 from anyformer.model.building import best_device
 from anyformer.training.scale import ALONE, Sizes, sizes_for
@@ -126,12 +125,12 @@ class Ranks(Alone):
         return self._device
 
     def first(self, make: Callable[[], T]) -> T:
-        failure: AnyformerError | None = None
+        failure: Exception | None = None
         made: Any = None
         if self.leads:
             try:
                 made = make()
-            except AnyformerError as error:
+            except Exception as error:
                 failure = error
         if self.any(failure is not None):
             # The first rank says what is wrong; the others need not say it again.

@@ -77,7 +77,7 @@ def read_shards(directory: Path, like: Callable[[str, str], Tensor]) -> dict[str
         found.setdefault(what, {})[name] = like(what, name)
     with warnings.catch_warnings():
         # One process has no process group, which is as it should be.
-        warnings.filterwarnings("ignore", message=".*torch.distributed is unavailable or uninitialized")
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         state_dict_loader.load(_flat(found), storage_reader=reader, planner=_LoadPlanner())
     return found
 

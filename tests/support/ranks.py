@@ -1,0 +1,71 @@
+"""Runs of many processes on this machine, started as torchrun starts them. As a script, it is one of them.
+
+A job is what `train` takes, and besides: `interrupt`, [rank, step], a SIGTERM that one rank gets in a step; `kill`, a
+step in which every rank kills itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+Job = dict[str, Any]
+
+
+def start(count: int, jobs: list[Job], place: Path, *, killed: bool = False) -> None:
+    """Run jobs one after another in `count` processes, which must end well, or all be `killed` by the last job."""
+    path = place / f"jobs-{count}.json"
+    path.write_text(json.dumps(jobs), encoding="utf-8")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(path)],
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    said = [process.communicate()[1] for process in started]
+    ends = {process.returncode for process in started}
+    assert ends == {-signal.SIGKILL if killed else 0}, "\n".join(said)[-6000:]
+
+
+def run(job: Job, rank: int) -> None:
+    """Run one job in this process."""
+    from anyformer.training import train
+    from anyformer.training.trainer import Trainer
+
+    whose, at = job.pop("interrupt", (rank, None))
+    killed_at, real = job.pop("kill", None), Trainer.update
+
+    def update(self: Trainer, step: int, rate: float) -> Any:
+        if step + 1 == killed_at:
+            time.sleep(0.5)  # until all are here: one that waited for a dead one would end otherwise
+            os.kill(os.getpid(), signal.SIGKILL)
+        if step + 1 == at and rank == whose:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, step, rate)
+
+    Trainer.update = update
+    train(**job, progress=False)
+    Trainer.update = real
+
+
+if __name__ == "__main__":
+    import torch.distributed
+
+    torch.distributed.init_process_group("gloo")
+    for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+        run(job, int(os.environ["RANK"]))
+    torch.distributed.destroy_process_group()
