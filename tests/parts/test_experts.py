@@ -197,3 +197,22 @@ def test_the_balance_loss_is_for_training() -> None:
         context = Context(Tokens(5, start=0))
         part(x, context)
         assert context.auxiliary == []
+
+
+def test_under_autocast_experts_multiply_in_its_dtype() -> None:
+    """As linear layers do: no matrix of an expert meets its tokens in float32; near what those that do give."""
+    x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+    mixture = spec.MixtureOfExperts(experts=4, top_k=2, hidden=24)
+    module = Experts(mixture, 16)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(1))
+    wanted = module(x, Context(Tokens(5, start=0)))
+    kept: list[Tensor] = []
+    note = torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved) or saved, lambda saved: saved)
+    with note, torch.autocast("cpu", torch.bfloat16):
+        found = module(x, Context(Tokens(5, start=0)))
+    matrices = [saved for saved in kept if saved.dim() == 3 and saved.shape[0] == 4]
+    assert matrices and {saved.dtype for saved in matrices} == {torch.bfloat16}
+    assert found.dtype == torch.float32
+    assert (found - wanted).abs().max() < 0.03 * wanted.abs().max()

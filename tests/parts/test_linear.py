@@ -192,3 +192,18 @@ def test_what_cannot_lie_side_by_side_is_left_alone() -> None:
     assert adjacent([a.weight, b.weight]) is None
     with torch.device("meta"):
         lay_side_by_side([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+
+def test_under_autocast_one_narrow_copy_of_the_input_serves_all() -> None:
+    """What is kept for the backward pass: the input once in bfloat16, and each weight."""
+    linears = [nn.Linear(8, 8, bias=False) for _ in range(3)]
+    x = torch.randn(5, 8, requires_grad=True)
+    kept: list[Tensor] = []
+    note = torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved) or saved, lambda saved: saved)
+    with note, torch.autocast("cpu", torch.bfloat16):
+        out = project(x, linears)
+    inputs = {saved.untyped_storage().data_ptr() for saved in kept if saved.shape == (5, 8)}
+    assert len(inputs) == 1 and {saved.dtype for saved in kept} == {torch.bfloat16}
+    assert {each.dtype for each in out} == {torch.bfloat16}
+    sum(each.float().sum() for each in out).backward()  # type: ignore[union-attr]
+    assert x.grad is not None and x.grad.dtype == torch.float32

@@ -12,6 +12,7 @@ from anyformer.model.block import Block
 from anyformer.parts.attention import Attention
 from anyformer.parts.context import Context
 from anyformer.parts.embeddings import Embeddings
+from anyformer.parts.linear import product_dtype
 from anyformer.parts.norms import norm_of
 from anyformer.parts.positions import RelativePositions, RotaryAngles, Stretch
 
@@ -53,8 +54,7 @@ class Stack(nn.Module):
     def prepare(self, context: Context, x: Tensor) -> None:
         """Make what layers share before the first of them runs: then none makes anything that another could find made,
         so that a layer does the same whenever it runs."""
-        narrow = torch.is_autocast_enabled(x.device.type)
-        dtype = torch.get_autocast_dtype(x.device.type) if narrow else x.dtype
+        dtype = product_dtype(x)
         for module in self.layers.modules():
             if isinstance(module, Attention):
                 module.prepare(context, dtype)

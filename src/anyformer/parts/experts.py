@@ -12,7 +12,7 @@ from anyformer import spec
 from anyformer.parts.cache import LayerCache
 from anyformer.parts.context import Context
 from anyformer.parts.feedforward import ACTIVATIONS, FeedForward
-from anyformer.parts.linear import Linear
+from anyformer.parts.linear import Linear, product_dtype
 
 #: A product of each token with a matrix of its expert: (x, weight [E, out, in], bias [E, out] or None).
 Multiply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -77,10 +77,16 @@ class Experts(nn.Module):
         return self.activation(up) if gate is None else self.activation(gate) * up
 
     def feed_forward(self, x: Tensor, multiply: Multiply) -> Tensor:
-        """Every expert's own feed-forward, [..., D] -> [..., D], however its matrices are multiplied."""
-        gate = None if self.gate is None else multiply(x, self.gate, self.gate_bias)
-        up = multiply(x, self.up, self.up_bias)
-        return multiply(self.activate(up, gate), self.down, self.down_bias)
+        """Every expert's own feed-forward, [..., D] -> [..., D], however its matrices are multiplied; under autocast in
+        its dtype, of which grouped products know nothing themselves."""
+        dtype = product_dtype(x)
+
+        def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return multiply(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+
+        gate = None if self.gate is None else product(x, self.gate, self.gate_bias)
+        up = product(x, self.up, self.up_bias)
+        return product(self.activate(up, gate), self.down, self.down_bias)
 
     def combine(self, x_ND: Tensor, weight_NK: Tensor, chosen_NK: Tensor) -> Tensor:
         """The weighted sum of what the chosen experts make of each token, [N, D]."""
@@ -88,7 +94,7 @@ class Experts(nn.Module):
 
     def groupable(self, x: Tensor) -> bool:
         """Whether grouped products can serve: they take no float64, and rows of whole 16 bytes only."""
-        bytes_ = x.element_size()
+        bytes_ = product_dtype(x).itemsize
         return x.dtype != torch.float64 and all(width * bytes_ % 16 == 0 for width in self.up.shape[1:])
 
     def sorted(self, x_ND: Tensor, weight_NK: Tensor, chosen_NK: Tensor) -> Tensor:

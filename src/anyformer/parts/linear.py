@@ -32,6 +32,13 @@ class Embedding(nn.Embedding):
             super().reset_parameters()
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """What torch computes products of x in: a float32 one's in the dtype of autocast, where that is on."""
+    device = x.device.type
+    narrow = x.dtype == torch.float32 and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if narrow else x.dtype
+
+
 def adjacent(tensors: Sequence[Tensor]) -> Tensor | None:
     """One view over tensors [n_i, ...] that lie end to end in one storage, [Σ n_i, ...]; None if they do not."""
     first = tensors[0]
@@ -49,6 +56,8 @@ def adjacent(tensors: Sequence[Tensor]) -> Tensor | None:
 
 def project(x: Tensor, linears: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
     """Every linear's output for x, from one product where gradients are off and the weights lie side by side."""
+    # Under autocast each would make a narrow copy of x, and keep it for the backward pass.
+    x = x.to(product_dtype(x))
     # One that was replaced or hooked (an adapter, a quantised layer, a trace) wants to be asked itself.
     plain = all(type(linear) in (nn.Linear, Linear) and not linear._forward_hooks for linear in linears)
     if plain and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
