@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import ranks
 import torch
-from safetensors.torch import load_file, safe_open
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 import anyformer as af
 from anyformer.errors import TrainingError

@@ -79,6 +79,7 @@ def train(
     The run directory is a checkpoint like any other, at the end and after Ctrl-C, which saves what has been learned.
     """
     from anyformer import training
+    from anyformer.training.ranks import leads
 
     given = {
         "run.directory": str(out) if out is not None else None,
@@ -103,12 +104,16 @@ def train(
             note(f"the report is {page}")
         return
     if resume is not None:
-        if sources or overrides:
-            raise TrainingError("--resume goes on with a run as it is; leave out recipe, texts and settings")
-        result = training.train(resume=resume)
+        if sources or any(not override.startswith("scale.") for override in overrides):
+            raise TrainingError(
+                "--resume goes on with a run as it is; leave out recipe, texts and settings (--set scale... may stand)"
+            )
+        result = training.train(resume=resume, overrides=overrides)
     else:
         result = training.train(_recipe(sources or []), overrides=overrides)
-    if as_json:
+    if not leads():
+        pass
+    elif as_json:
         print_json(_facts(result))
     else:
         _tell(result)

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from anyformer.errors import TrainingError
 from anyformer.model import Transformer
 from anyformer.model.building import best_device
 from anyformer.training.scale import ALONE, Sizes, sizes_for
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
     from anyformer.training.recipe import Scale
 
 T = TypeVar("T")
+
+
+def leads() -> bool:
+    """Whether this is the first of the processes that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class Alone:
@@ -204,7 +210,13 @@ def joined(scale: Scale) -> Iterator[Alone]:
     Raises `TrainingError` where they are not as many as `scale` needs.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
-    sizes = sizes_for(scale, count)
+    try:
+        sizes = sizes_for(scale, count)
+    except TrainingError:
+        if leads():
+            raise
+        # All find the same, and the first one says it.
+        raise SystemExit(2) from None
     if count == 1:
         yield Alone()
         return

@@ -32,7 +32,7 @@ from anyformer.model.building import best_device
 from anyformer.training.circumstances import circumstances
 from anyformer.training.prepare import Text, check_model, described, prepare_text, saved_model, starting_model
 from anyformer.training.progress import Display
-from anyformer.training.ranks import Alone, joined
+from anyformer.training.ranks import Alone, joined, leads
 from anyformer.training.recipe import Recipe, read_recipe
 from anyformer.training.scale import check as check_scale
 from anyformer.training.schedules import learning_rate, usual_peak
@@ -89,8 +89,7 @@ def train(
     text cannot be read.
     """
     began = time.monotonic()
-    # Of many processes, the first one speaks.
-    display = Display(progress and os.environ.get("RANK", "0") == "0")
+    display = Display(progress and leads())
     if (recipe is None) == (resume is None):
         raise TrainingError("give either a recipe to start a run or the directory of a run to resume")
     if resume is not None:
@@ -189,9 +188,7 @@ def _environment() -> dict[str, Any]:
 
 def _run(recipe: Recipe, directory: Path, display: Display, began: float, ranks: Alone) -> Result:
     settings = recipe.training
-    check_model(recipe)
-    check_scale(recipe, described(recipe), ranks.sizes)
-    trackers_of(recipe)
+    ranks.first(lambda: _check(recipe, ranks))
     text = ranks.first(lambda: prepare_text(recipe, directory, display))
     saved = ranks.checkpoints(directory, settings.checkpoint_keep)
     trainer, counters = _begin(recipe, text, saved, display, ranks)
@@ -263,6 +260,13 @@ def _run(recipe: Recipe, directory: Path, display: Display, began: float, ranks:
     if counters.skipped:
         display.note(f"{counters.skipped:,} steps were skipped for a loss or gradient that was not finite")
     return _result(directory, counters, steps, finished)
+
+
+def _check(recipe: Recipe, ranks: Alone) -> None:
+    """Find out before anything long begins what cannot be."""
+    check_model(recipe)
+    check_scale(recipe, described(recipe), ranks.sizes)
+    trackers_of(recipe)
 
 
 def _begin(recipe: Recipe, text: Text, saved: Checkpoints, display: Display, ranks: Alone) -> tuple[Trainer, Counters]:
