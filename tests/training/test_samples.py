@@ -16,6 +16,7 @@ PAIRS = [{"source": "ein Haus", "target": "a house"}, {"source": "x", "target": 
 TALK = [{"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "four"}]}]
 TEXTS = [{"text": "a fine day", "label": "good"}, {"text": "bad", "label": "bad"}]
 WORDS = [{"tokens": ["Ada", "knows", "Paris"], "labels": ["PER", "O", "LOC"]}]
+LIKED = [{"prompt": "2+2?", "chosen": "4", "rejected": "five, I am quite sure"}]
 TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n{% endfor %}"
 
 
@@ -41,6 +42,7 @@ def asked(
         ("masked", "bert:tiny", None),
         ("seq2seq", "t5:tiny", PAIRS),
         ("seq2seq", "llama:tiny", PAIRS),
+        ("preferences", "llama:tiny", LIKED),
         ("classify", "bert:tiny", TEXTS),
         ("classify_tokens", "bert:tiny", WORDS),
     ],
@@ -77,6 +79,13 @@ def test_an_answer_stands_beside_the_wanted_one() -> None:
         first, second = take(model, made, examples, seed=0)
         assert (first["prompt"], first["wanted"]) == ("ein Haus" + between, "a house")
         assert (second["prompt"], second["wanted"]) == ("x" + between, "y")
+
+
+def test_of_two_answers_the_chosen_one_is_wanted() -> None:
+    """However much longer the other one is."""
+    model, made, examples = asked("preferences", "llama:tiny", LIKED)
+    [sample] = take(model, made, examples, seed=0)
+    assert (sample["prompt"], sample["wanted"]) == ("2+2?", "4")
 
 
 def test_hidden_tokens_are_marked_right_or_wrong() -> None:

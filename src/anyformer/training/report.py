@@ -171,9 +171,10 @@ def loss_chart(history: History) -> Chart | None:
 def small_charts(history: History) -> Iterator[Chart | None]:
     """What else is followed over the steps."""
     across = _steps(history)
-    for name, title in (("bits_per_byte", "Bits per byte of held-out text"), ("accuracy", "Accuracy on held-out data")):
-        if name in history.validation:
-            yield chart(title, [("held-out", None, Curve.of(*history.validation[name]))], across)
+    for name, measured in history.validation.items():
+        if name != "loss":
+            title = f"{name.replace('_', ' ').capitalize()}, on held-out data"
+            yield chart(title, [("held-out", None, Curve.of(*measured))], across)
     learning_rate = Curve.of(history.step, history.learning_rate)
     yield chart("Learning rate", [("smooth", None, learning_rate)], across, zero=True)
     norm = Curve.of(history.step, history.gradient_norm)

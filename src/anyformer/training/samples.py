@@ -22,6 +22,7 @@ from anyformer.generation import Settings, left_padded, until_end
 from anyformer.model import Transformer
 from anyformer.text import Tokenizer
 from anyformer.training.objectives import Objective
+from anyformer.training.objectives.objective import RecordObjective
 
 #: Tokens of a text that are given, that are written at most, and that are shown of what is found in place.
 GIVEN, WRITTEN, SHOWN = 32, 48, 96
@@ -43,6 +44,15 @@ class Sample:
     answer: list[tuple[str, str]]
 
 
+@dataclass(frozen=True)
+class Question:
+    """One document of a batch of one example: the inputs of that batch, and where the document stands in its row."""
+
+    inputs: Mapping[str, Any]
+    index: int
+    place: slice
+
+
 def sample_every(steps: int, validate_every: int, tokens: int, count: int) -> int:
     """At every how many steps to take `count` samples in a run of so many steps and `tokens`, by default: with some of
     the validations, so that they cost a small share of the run. The last step has some in any case."""
@@ -57,8 +67,7 @@ def take(model: Transformer, objective: Objective, examples: Sequence[Any], seed
     The model is in evaluation mode meanwhile, and computes eagerly: shapes that differ with every token are not worth
     compiling for.
     """
-    asked = [objective.batch([example], np.random.default_rng(seed)).inputs for example in examples]
-    asked = [inputs for inputs in asked if bool((inputs["targets"] != NO_TARGET).any())]
+    asked = [question for example in examples if (question := _question(objective, example, seed)) is not None]
     was_training = model.training
     model.eval()
     try:
@@ -68,9 +77,22 @@ def take(model: Transformer, objective: Objective, examples: Sequence[Any], seed
         model.train(was_training)
 
 
-def _written(model: Transformer, asked: Sequence[Mapping[str, Any]], draws: bool, seed: int) -> list[Sample]:
+def _question(objective: Objective, example: Any, seed: int) -> Question | None:
+    """What to ask about an example: its first document if it is a record (of two answers the chosen one), else the one
+    that is asked for most; None where nothing is."""
+    inputs = objective.batch([example], np.random.default_rng(seed)).inputs
+    begins = list(accumulate(inputs["documents"][0], initial=0))
+    places = [slice(begin, end) for begin, end in pairwise(begins)]
+    if isinstance(objective, RecordObjective):
+        return Question(inputs, 0, places[0])
+    counts = [int((inputs["targets"][0, place] != NO_TARGET).sum()) for place in places]
+    index = counts.index(max(counts))
+    return Question(inputs, index, places[index]) if counts[index] else None
+
+
+def _written(model: Transformer, asked: Sequence[Question], draws: bool, seed: int) -> list[Sample]:
     """What a language model writes, given the source or the beginning of each."""
-    pairs = [_given_and_wanted(inputs) for inputs in asked]
+    pairs = [_given_and_wanted(question) for question in asked]
     if not pairs:
         return []
     tokenizer = _tokenizer(model)
@@ -85,36 +107,27 @@ def _written(model: Transformer, asked: Sequence[Mapping[str, Any]], draws: bool
     ]
 
 
-def _given_and_wanted(inputs: Mapping[str, Any]) -> tuple[list[int], list[int]]:
-    """The ids that a model is given of one document of a batch, and those that are wanted of it."""
-    index, document = _document(inputs)
-    targets = inputs["targets"][0, document].tolist()
+def _given_and_wanted(question: Question) -> tuple[list[int], list[int]]:
+    """The ids that a model is given, and those that are wanted of it."""
+    inputs = question.inputs
+    targets = inputs["targets"][0, question.place].tolist()
     first = next(at for at, target in enumerate(targets) if target != NO_TARGET)
     if "source" in inputs:
         begins = list(accumulate(inputs["source_documents"][0], initial=0))
-        given = inputs["source"][0, begins[index] : begins[index + 1]].tolist()
+        given = inputs["source"][0, begins[question.index] : begins[question.index + 1]].tolist()
     else:
         # Where everything is asked for, as much is given as makes a beginning.
         first = first or min(GIVEN, len(targets) // 2)
-        given = inputs["tokens"][0, document][: first + 1].tolist()
+        given = inputs["tokens"][0, question.place][: first + 1].tolist()
     wanted = targets[first : first + WRITTEN]
     return given, wanted[: wanted.index(NO_TARGET)] if NO_TARGET in wanted else wanted
 
 
-def _document(inputs: Mapping[str, Any]) -> tuple[int, slice]:
-    """The document of a row that is asked for most: which it is, and where it stands."""
-    begins = list(accumulate(inputs["documents"][0], initial=0))
-    places = [slice(begin, end) for begin, end in pairwise(begins)]
-    counts = [int((inputs["targets"][0, place] != NO_TARGET).sum()) for place in places]
-    index = counts.index(max(counts))
-    return index, places[index]
-
-
-def _found(model: Transformer, asked: Sequence[Mapping[str, Any]], draws: bool, seed: int) -> list[Sample]:
+def _found(model: Transformer, asked: Sequence[Question], draws: bool, seed: int) -> list[Sample]:
     """What a model finds where tokens were hidden."""
     samples = []
-    for inputs in asked:
-        tokens, targets, found = _in_place(model, inputs)
+    for question in asked:
+        tokens, targets, found = _in_place(model, question)
         is_given = [target == NO_TARGET for target in targets]
         original = [token if given else target for token, target, given in zip(tokens, targets, is_given)]
         answered = [token if given else best for token, best, given in zip(tokens, found, is_given)]
@@ -126,21 +139,21 @@ def _found(model: Transformer, asked: Sequence[Mapping[str, Any]], draws: bool, 
     return samples
 
 
-def _named(model: Transformer, asked: Sequence[Mapping[str, Any]], draws: bool, seed: int) -> list[Sample]:
+def _named(model: Transformer, asked: Sequence[Question], draws: bool, seed: int) -> list[Sample]:
     """Which label a model gives a text."""
     label, samples = _labels(model), []
-    for inputs in asked:
-        found, wanted = int(_answers(model, inputs)[0]), int(inputs["targets"][0])
-        text = "".join(_pieces(model, inputs["tokens"][0].tolist()))
+    for question in asked:
+        found, wanted = int(_answers(model, question)[0]), int(question.inputs["targets"][0])
+        text = "".join(_pieces(model, question.inputs["tokens"][0, question.place].tolist()))
         samples.append(Sample(text, label(wanted), [(label(found), RIGHT[found == wanted])]))
     return samples
 
 
-def _named_words(model: Transformer, asked: Sequence[Mapping[str, Any]], draws: bool, seed: int) -> list[Sample]:
+def _named_words(model: Transformer, asked: Sequence[Question], draws: bool, seed: int) -> list[Sample]:
     """Which label a model gives each word, behind its first token."""
     label, samples = _labels(model), []
-    for inputs in asked:
-        tokens, targets, found = _in_place(model, inputs)
+    for question in asked:
+        tokens, targets, found = _in_place(model, question)
         pieces = _pieces(model, tokens)
         wanted, answer = "", []
         for piece, target, best in zip(pieces, targets, found):
@@ -152,7 +165,7 @@ def _named_words(model: Transformer, asked: Sequence[Mapping[str, Any]], draws: 
 
 
 #: How a model is shown, by its head.
-HOW: dict[str, Callable[[Transformer, Sequence[Mapping[str, Any]], bool, int], list[Sample]]] = {
+HOW: dict[str, Callable[[Transformer, Sequence[Question], bool, int], list[Sample]]] = {
     "language_model": _written,
     "masked_language_model": _found,
     "sequence_classification": _named,
@@ -160,17 +173,17 @@ HOW: dict[str, Callable[[Transformer, Sequence[Mapping[str, Any]], bool, int], l
 }
 
 
-def _answers(model: Transformer, inputs: Mapping[str, Any]) -> Tensor:
+def _answers(model: Transformer, question: Question) -> Tensor:
     """The likeliest answer at every position, or for every text."""
-    given = {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
-    return model(**{name: value for name, value in given.items() if name != "targets"}).logits.argmax(-1)
+    given = {name: value for name, value in question.inputs.items() if name != "targets"}
+    on_device = {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in given.items()}
+    return model(**on_device).logits.argmax(-1)
 
 
-def _in_place(model: Transformer, inputs: Mapping[str, Any]) -> tuple[list[int], list[int], list[int]]:
-    """Of the document that is asked for most, as much as is shown: its tokens, its targets, and what is found there."""
-    _, place = _document(inputs)
-    shown = slice(place.start, min(place.stop, place.start + SHOWN))
-    rows = (inputs["tokens"], inputs["targets"], _answers(model, inputs))
+def _in_place(model: Transformer, question: Question) -> tuple[list[int], list[int], list[int]]:
+    """Of a document as much as is shown: its tokens, its targets, and what is found there."""
+    shown = slice(question.place.start, min(question.place.stop, question.place.start + SHOWN))
+    rows = (question.inputs["tokens"], question.inputs["targets"], _answers(model, question))
     tokens, targets, found = (row[0, shown].tolist() for row in rows)
     return tokens, targets, found
 
