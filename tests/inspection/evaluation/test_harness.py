@@ -133,6 +133,18 @@ def test_a_task_of_local_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         run_tasks(ours.model, ["odd_choise"], directory=str(tmp_path))
 
 
+def test_its_command_line_knows_the_model_type(tmp_path: Path) -> None:
+    """lm-eval's registry gives the adapter for its name, and what its command line hands over builds it: a device that
+    it says unasked too."""
+    from lm_eval.api.registry import get_model
+
+    arguments = {"path": str(saved("llama", tmp_path))}
+    made = get_model("anyformer").create_from_arg_obj(
+        arguments, {"batch_size": 1, "max_batch_size": None, "device": "cuda:0"}
+    )
+    assert isinstance(made, Harness) and made.device == made.model.device
+
+
 def test_what_lm_eval_cannot_ask_is_said() -> None:
     """A model that writes nothing, a continuation that does not fit."""
     encoder: Transformer = build(families.bert("tiny"))  # type: ignore[attr-defined]

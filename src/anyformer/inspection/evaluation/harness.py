@@ -50,7 +50,9 @@ class Harness(TemplateLM):
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.model = load(path, dtype, device or "auto") if isinstance(path, str) else path
+        # Its command line says cuda where nothing is said, whatever there is.
+        device = "auto" if device is None or (device.startswith("cuda") and not torch.cuda.is_available()) else device
+        self.model = load(path, dtype, device) if isinstance(path, str) else path
         self.tokens = reader(self.model, "seq2seq")
         if self.tokens.eos is None:
             raise InputError("lm-eval needs a tokenizer with an end-of-text token, and this model's has none")
