@@ -14,7 +14,7 @@ import torch
 from objectives import records_of, tiny
 from torch import Tensor
 
-from anyformer.errors import DataError
+from anyformer.errors import DataError, TrainingError
 from anyformer.model import Transformer
 from anyformer.training import read_metrics, read_recipe, train
 from anyformer.training.lora import Lora, adapt
@@ -169,6 +169,23 @@ def test_what_is_no_preference_is_refused(record: dict[str, Any], said: str) -> 
     """In one sentence that names the record."""
     with pytest.raises(DataError, match=f"0: .*{said}"):
         records_of(Preferences(TALKER), TALKER, record)
+
+
+def test_probabilities_are_not_smoothed() -> None:
+    """What other objectives add to their loss would make the two models' probabilities different things."""
+    with pytest.raises(TrainingError, match="leave out training"):
+        Preferences(LLAMA).begin(settings(label_smoothing=0.1), lambda: LLAMA)
+
+
+def test_a_model_alone_is_asked_which_answer_is_likelier() -> None:
+    """Evaluated, a model has nothing that it began with: its rewards are the probabilities themselves."""
+    objective = Preferences(LLAMA)
+    batch = objective.batch(records_of(objective, LLAMA, SECOND), np.random.default_rng(0))
+    swapped = {**SECOND, "chosen": SECOND["rejected"], "rejected": SECOND["chosen"]}
+    other = objective.batch(records_of(objective, LLAMA, swapped), np.random.default_rng(0))
+    one, reverse = objective.measure(LLAMA, batch), objective.measure(LLAMA, other)
+    torch.testing.assert_close(one["margin"], -reverse["margin"])
+    assert one["margin"] > 0 and (one["accuracy"], reverse["accuracy"]) == (1, 0), "the shorter answer is likelier"
 
 
 @pytest.fixture

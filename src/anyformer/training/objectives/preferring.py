@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anyformer import spec
 from anyformer.data import NO_TARGET, Document, Record, Records
-from anyformer.errors import DataError
+from anyformer.errors import DataError, TrainingError
 from anyformer.model import Transformer
 from anyformer.parts.masks import Tokens
 from anyformer.training.lora import Adapted
@@ -50,6 +50,11 @@ class Preferences(Conditional, RecordObjective):
         self.beginning: Transformer | None = None
 
     def begin(self, settings: Training, start: Callable[[], Transformer]) -> None:
+        if settings.label_smoothing or settings.z_loss:
+            raise TrainingError(
+                "training.objective 'preferences' weighs probabilities as they are; leave out training.label_smoothing "
+                "and training.z_loss"
+            )
         self.beta = settings.beta
         if not self.is_adapted:
             self.beginning = start().eval().requires_grad_(False)
