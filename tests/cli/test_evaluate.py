@@ -48,7 +48,8 @@ def test_several_files_and_all_of_them(anyformer: Callable, talker: Path, file: 
 
 
 def test_records_and_columns(anyformer: Callable, talker: Path, tmp_path: Path) -> None:
-    """Records of a file count together, under the name that --column gives their text; --limit takes the first."""
+    """Records of a file count together, under the name that --column gives their text; --limit takes the first,
+    --last the last."""
     rows = [{"content": TEXT[:70]}, {"content": "another"}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     asked = ("evaluate", talker, tmp_path / "rows.jsonl", "--column", "text=content", "--json")
@@ -58,6 +59,8 @@ def test_records_and_columns(anyformer: Callable, talker: Path, tmp_path: Path) 
     assert said["objective"] == "causal" and list(said["files"]) == [str(tmp_path / "rows.jsonl")]
     assert said["loss"] == pytest.approx((measured[0] + measured[1]).loss)
     assert json.loads(anyformer(*asked, "--limit", 1).out)["loss"] == pytest.approx(measured[0].loss)
+    assert json.loads(anyformer(*asked, "--last", 1).out)["loss"] == pytest.approx(measured[1].loss)
+    assert anyformer(*asked, "--last", 1, "--limit", 1).code == 2
     refused = anyformer("evaluate", talker, tmp_path / "rows.jsonl", "--column", "text")
     assert refused.code == 2 and "--column text does not say what is called what" in refused.err
 

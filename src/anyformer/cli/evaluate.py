@@ -58,7 +58,10 @@ def evaluate(
         typer.Option("--column", help="What the data calls a field: source=1, text=content.", show_default=False),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Take so many records only.", show_default=False)
+        int | None, typer.Option("--limit", min=1, help="Take so many documents only, the first.", show_default=False)
+    ] = None,
+    last: Annotated[
+        int | None, typer.Option("--last", min=1, help="Take so many documents only, the last.", show_default=False)
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of what is hidden or cut out.")] = 0,
     beams: Beams = None,
@@ -87,6 +90,8 @@ def evaluate(
     window is read in windows that overlap. Texts, of others: loss and accuracy of what is hidden in them. Records of
     text and label: accuracy and F1. Pairs of source and target: loss, and BLEU and chrF of the answers.
     """
+    if limit is not None and last is not None:
+        raise InputError("--limit takes the first documents and --last the last: give one of them")
     if bool(data) == bool(tasks):
         raise InputError("name data to evaluate on, or tasks of lm-eval with --tasks")
     if tasks:
@@ -103,7 +108,7 @@ def evaluate(
         from anyformer.data import find_files
         from anyformer.inspection.evaluation.reporting import Data, report
 
-        read = Data(find_files(data or []), tuple(encoding or ["utf-8"]), dict(map(_named, column or [])), limit)
+        read = Data(find_files(data or []), tuple(encoding or ["utf-8"]), dict(map(_named, column or [])), limit, last)
         found = open_reader(model, dtype, device)
         with progress() as bars:
 

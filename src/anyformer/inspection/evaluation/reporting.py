@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -26,12 +27,14 @@ Bars = Callable[[str], Progress]
 
 @dataclass(frozen=True)
 class Data:
-    """Files, how they are read (as `read_documents` has it), and of how many records at most."""
+    """Files, how they are read (as `read_documents` has it), and which of their documents: the first `limit` of them,
+    or the `last`, where one is given."""
 
     files: Sequence[Path]
     encodings: Sequence[str] = ("utf-8",)
     columns: Mapping[str, str | int] = field(default_factory=dict)
     limit: int | None = None
+    last: int | None = None
 
     @property
     def holds_records(self) -> bool:
@@ -40,7 +43,8 @@ class Data:
 
     def documents(self, fields: Sequence[str]) -> Iterator[Document]:
         """The documents of all files, with these fields."""
-        return islice(read_documents(self.files, self.encodings, fields=fields, columns=self.columns), self.limit)
+        read = read_documents(self.files, self.encodings, fields=fields, columns=self.columns)
+        return iter(deque(read, self.last)) if self.last is not None else islice(read, self.limit)
 
 
 def natural_objective(described: spec.Transformer, holds_records: bool) -> str:
@@ -100,15 +104,11 @@ def report(
 
 def _of_texts(model: Transformer, data: Data, window: int | None, stride: int | None, bars: Bars) -> dict[str, Any]:
     """Likelihoods of each file, records of one file taken together, and of all."""
-    files: dict[str, Evaluation] = {}
-    left = data.limit
-    for file in data.files:
-        found = Evaluation()
-        one = Data([file], data.encodings, data.columns, left)
-        for document in one.documents(OBJECTIVES["causal"].fields):
-            found += read_through(model, document.text, window=window, stride=stride, progress=bars(document.name))
-            left = None if left is None else left - 1
-        files[str(file)] = found
+    files = {str(file): Evaluation() for file in data.files}
+    for document in data.documents(OBJECTIVES["causal"].fields):
+        # A record is called by its file and its line.
+        file = document.name if document.name in files else document.name.rpartition(", ")[0]
+        files[file] += read_through(model, document.text, window=window, stride=stride, progress=bars(document.name))
     total = sum(files.values(), Evaluation())
     return {**_figures(total), "files": {name: _figures(each) for name, each in files.items() if each.bytes}}
 
