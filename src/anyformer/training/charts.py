@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 
 WIDTH, HEIGHT = 2000, 1000
 #: A curve has no more points than this; a longer one is drawn as the means, lowest and highest of equal stretches.
 POINTS = 500
-#: Of a smoothed curve's points, the share that weighs about as much as all before them.
+#: Of a smoothed curve's points, the share on each side that weighs about as much as all beyond them.
 MEMORY = 0.03
 #: The share of the highest and lowest values that may lie outside the picture: a run begins far above where anything
 #: is to be seen, and a single step may be anywhere.
@@ -49,15 +50,18 @@ class Curve:
         )
 
     def smoothed(self) -> Curve:
-        """The same with means that remember those before them, fading."""
+        """The same with means over neighbours on both sides, the nearer the more: a steep fall stays where it is."""
         keep = math.exp(-1 / max(MEMORY * len(self.mean), 1e-3))
-        total = weight = 0.0
-        smooth = []
-        for mean in self.mean:
-            total, weight = keep * total + mean, keep * weight + 1
-            smooth.append(total / weight)
-        means = np.array(smooth)
+        ahead, behind = _fading(self.mean, keep), _fading(self.mean[::-1], keep)[::-1]
+        ones = np.ones_like(self.mean)
+        weight = _fading(ones, keep) + _fading(ones, keep)[::-1] - 1
+        means = (ahead + behind - self.mean) / weight
         return Curve(self.x, means, means, means)
+
+
+def _fading(values: np.ndarray, keep: float) -> np.ndarray:
+    """The sum at each place of all values up to it, each step back counted `keep` times less."""
+    return np.array(list(accumulate(values.tolist(), lambda total, value: keep * total + value)))
 
 
 @dataclass(frozen=True)

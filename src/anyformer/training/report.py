@@ -28,10 +28,10 @@ from anyformer.training.toml import to_toml
 #: Of the samples over time, and of the files of the data, so many are on the page; of steps that were skipped, so many
 #: are pointed out.
 SAMPLED, FILES, MARKS = 12, 30, 200
-#: Tokens a second are means of so many stretches of a run.
-RATES = 120
+#: Tokens a second are shown for so many stretches of a run at most, each of so many steps at least.
+RATES, FEWEST = 120, 8
 #: Characters that no page shows, as Unicode's pictures of them.
-PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t\r"} | {0x7F: 0x2421, ord("\r"): None}
 
 
 @dataclass
@@ -52,12 +52,14 @@ class History:
         return self.step[np.isnan(self.loss) | np.isnan(self.gradient_norm)]
 
     def rates(self) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens a second over the run: (the step at the end of each stretch, the mean of it)."""
-        ends = np.unique(np.linspace(0, len(self.step) - 1, min(len(self.step), RATES + 1)).astype(int))
-        if len(ends) < 2:
-            return np.empty(0), np.empty(0)
-        seconds = np.maximum(np.diff(self.elapsed[ends]), 1e-3)
-        return self.step[ends[1:]], np.diff(self.tokens[ends]) / seconds
+        """Tokens a second over the run: (the step at the end of each stretch, the median of its steps). Steps with a
+        validation or a checkpoint are slower, and fewer than half of them."""
+        seconds, tokens = np.maximum(np.diff(self.elapsed), 1e-4), np.diff(self.tokens)
+        if not len(seconds):
+            return seconds, seconds
+        stretches = np.array_split(tokens / seconds, min(RATES, -(-len(seconds) // FEWEST)))
+        ends = np.cumsum([len(stretch) for stretch in stretches])
+        return self.step[ends], np.array([np.median(stretch) for stretch in stretches])
 
 
 def write_report(directory: Path) -> Path:
@@ -178,7 +180,11 @@ def small_charts(history: History) -> Iterator[Chart | None]:
     learning_rate = Curve.of(history.step, history.learning_rate)
     yield chart("Learning rate", [("smooth", None, learning_rate)], across, zero=True)
     norm = Curve.of(history.step, history.gradient_norm)
-    yield chart("Gradient norm", [("raw", None, norm), ("smooth", None, norm.smoothed())], across, zero=True)
+    # Their logarithms are averaged, so that a single large one is no hill.
+    logarithms = Curve.of(history.step, np.log(np.maximum(history.gradient_norm, 1e-12))).smoothed()
+    means = np.exp(logarithms.mean)
+    smooth = Curve(logarithms.x, means, means, means)
+    yield chart("Gradient norm", [("raw", None, norm), ("smooth", None, smooth)], across, zero=True)
     yield chart("Tokens a second", [("smooth", None, Curve.of(*history.rates()))], across, zero=True)
 
 
