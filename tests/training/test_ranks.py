@@ -20,6 +20,13 @@ from anyformer.training.scale import sizes_for
 
 Recipe = dict[str, Any]
 STEPS = 6
+#: Families whose parts divide each in their own way: two steps in two processes.
+ODD: list[tuple[str, dict[str, int], dict[str, Any]]] = [
+    ("bloom", {"context": 2}, {"sequence_length": 33, "batch_tokens": 132, "micro_batch_tokens": 66}),
+    ("gpt_oss", {"context": 2}, {}),
+    ("t5", {"tensor": 2}, {"objective": "spans"}),
+    ("bert", {"data": 2}, {"objective": "masked"}),
+]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +38,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(texts: Path, place: Path, small: Any) -> Any:
     """Windows of several documents each, in micro-batches that any number of processes can share."""
 
-    def make(name: str, scale: dict[str, int] | None = None, *, mixture: bool = False, **training: Any) -> Recipe:
+    def make(
+        name: str, scale: dict[str, int] | None = None, *, mixture: bool = False, preset: str = "", **training: Any
+    ) -> Recipe:
         spec = small()
         if mixture:
             experts = {"kind": "mixture_of_experts", "experts": 4, "top_k": 2, "hidden": 24, "balance": 0.01}
@@ -39,7 +48,7 @@ def recipe(texts: Path, place: Path, small: Any) -> Any:
         settings = {"steps": STEPS, "batch_tokens": 256, "micro_batch_tokens": 64, "sequence_length": 32}
         return {
             "run": {"directory": str(place / name), "seed": 5, "samples": 0},
-            "model": {"spec": spec},
+            "model": {"preset": f"{preset}:tiny"} if preset else {"spec": spec},
             "data": {"train": str(texts)},
             "training": {**settings, "learning_rate": 1e-2, "checkpoint_every": 2, **training},
             "scale": scale or {},
@@ -62,6 +71,10 @@ def runs(recipe: Any, place: Path) -> Path:
         recipe("expert", {"expert": 2}, mixture=True),
         recipe("context", {"context": 2}),
     ]
+    for family, scale, settings in ODD:
+        short = {"steps": 2, "dropout": 0.0, **settings}
+        train(recipe(f"{family}-alone", preset=family, **short), progress=False)
+        two.append(recipe(family, scale, preset=family, **short))
     ranks.start(2, [*({"recipe": job} for job in two), {**wandering, "interrupt": (1, 4)}], place)
     experts = recipe("expert-shard", {"expert": 2}, mixture=True, steps=2)
     divided = {**wandering, "overrides": ["scale.tensor=2"], "kill": 6}
@@ -88,6 +101,15 @@ def test_two_processes_train_as_one_does(runs: Path, name: str, reference: str) 
     """Replicas, halves of heads and widths, halves of sequences of packed documents, and experts on two ranks, with
     their balance: all see the samples of one process, in its order."""
     assert_same(runs, name, reference)
+
+
+@pytest.mark.parametrize("family", [family for family, _, _ in ODD])
+def test_parts_of_every_kind_divide(runs: Path, family: str) -> None:
+    """ALiBi, and sequences of odd lengths; sinks, windows and experts with their balance in stretches of sequences;
+    relative buckets, which all layers share, in halves of heads; tokens hidden at random, the same on any rank."""
+    rows, expected = (read_metrics(runs / run / "metrics.jsonl") for run in (family, f"{family}-alone"))
+    for key in ("loss", "validation_loss"):
+        assert [row.get(key) for row in rows] == pytest.approx([row.get(key) for row in expected], rel=1e-6)
 
 
 def test_experts_and_the_rest_are_divided_at_once(runs: Path) -> None:

@@ -8,14 +8,13 @@ Everything but attention sees one token at a time. Within attention a rank has s
 documents stay one causal call each, and no rank has more work than another. Sent are queries, keys, values and outputs
 once each, (2H + 2K) · C numbers a token and layer; n may be as large as the number of heads (keys and values are
 repeated beyond kv_heads).
-
-The balance loss of a mixture is the mean of those of the stretches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from anyformer.errors import TrainingError
 from anyformer.model import Output, Transformer
 from anyformer.model.transformer import tokens_of
 from anyformer.parts.context import Context
+from anyformer.parts.experts import Experts
 from anyformer.parts.kernels import Scores, attend
 from anyformer.parts.masks import Mask, Tokens, Visible, lower
 from anyformer.training.heads import HeadsOf
@@ -36,11 +36,28 @@ from anyformer.training.meshes import Exchange
 
 def divide_sequences(model: Transformer, group: dist.ProcessGroup) -> None:
     """Let every pass with targets divide its sequences over the ranks of `group`. The gradients of its loss are then
-    this rank's share, which sum to the whole over the ranks."""
+    this rank's share, which sum to the whole over the ranks. `hidden` is this rank's stretch where there are gradients,
+    and else whole."""
     divided = Divided(group)
     model.register_forward_pre_hook(divided.cut, with_kwargs=True)
     model.output_stack.register_forward_pre_hook(divided.enter)
     model.register_forward_hook(divided.leave)
+    for mixture in model.modules():
+        if isinstance(mixture, Experts):
+            mixture.balance_loss = partial(balance_loss, mixture, group)  # type: ignore[method-assign]
+
+
+def balance_loss(
+    mixture: Experts, group: dist.ProcessGroup, shares_NE: Tensor, chosen_NK: Tensor, valid: Tensor | None
+) -> Tensor:
+    """What `Experts.balance_loss` computes, of a stretch: the mean over all stretches is that of whole sequences."""
+    choices_NE = F.one_hot(chosen_NK, mixture.experts).sum(1).float() / mixture.top_k
+    real = torch.ones_like(shares_NE[:, :1]) if valid is None else valid.reshape(-1, 1).float()
+    together = torch.cat(((choices_NE * real).sum(0), real.sum()[None]))
+    dist.all_reduce(together, group=group)
+    fractions, count = together[:-1] / together[-1].clamp(min=1), together[-1].clamp(min=1)
+    means = (shares_NE * real).sum(0) / count * dist.get_world_size(group)
+    return mixture.experts * (fractions * means).sum()
 
 
 class Divided:
@@ -51,6 +68,7 @@ class Divided:
         self.heads = HeadsOf(self.rank, self.ranks)
         self.whole: Tokens | None = None
         self.target_count: Tensor | None = None
+        self.length = 0
 
     def cut(
         self, model: nn.Module, args: tuple[Tensor, ...], inputs: dict[str, Any]
@@ -61,6 +79,7 @@ class Divided:
                 raise TrainingError("scale.context needs an objective whose loss the model computes; use scale.shard")
             return None
         tokens = args[0] if args else inputs["tokens"]
+        self.length = tokens.shape[1]
         inputs = _padded({**inputs, "tokens": tokens}, -tokens.shape[1] % self.ranks)
         tokens = inputs["tokens"]
         about = (inputs.get(name) for name in ("valid", "documents", "positions", "prefix"))
@@ -89,7 +108,16 @@ class Divided:
         whole = share.detach().clone()
         dist.all_reduce(whole, group=self.group)
         loss = share + (whole - share.detach())
-        return replace(out, loss=loss, target_count=count, auxiliary_loss=out.auxiliary_loss / self.ranks)
+        hidden = out.hidden if torch.is_grad_enabled() else self._gathered(out.hidden)
+        return replace(
+            out, hidden=hidden, loss=loss, target_count=count, auxiliary_loss=out.auxiliary_loss / self.ranks
+        )
+
+    def _gathered(self, hidden: Tensor) -> Tensor:
+        """[B, T/n, D] -> [B, T, D], for whoever measures more than a loss."""
+        stretches = [torch.empty_like(hidden) for _ in range(self.ranks)]
+        dist.all_gather(stretches, hidden.contiguous(), group=self.group)
+        return torch.cat(stretches, 1)[:, : self.length]
 
 
 class Stretch(Context):
