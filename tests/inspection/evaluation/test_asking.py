@@ -73,6 +73,13 @@ def test_the_loss_of_pairs_is_that_of_each_by_itself(preset: str) -> None:
     assert (short["examples"], short["left_out"]) == (1, 2)
 
 
+def test_preferences_are_of_answers_not_of_tokens() -> None:
+    """A record is one target: how often the chosen answer is the likelier, and no perplexity."""
+    each = {"prompt": "one", "chosen": "two", "rejected": "a dog"}
+    found = ask(tiny("llama:tiny", "preferences"), "preferences", records(each, {**each, "chosen": "three"}))
+    assert (found["targets"], found["accuracy"] in (0, 0.5, 1)) == (2, True) and "perplexity" not in found
+
+
 def test_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs side by side in packed rows cost what they cost one by one."""
     model = tiny("t5:tiny", "seq2seq")

@@ -23,10 +23,13 @@ from anyformer.data import Document, open_corpus, read_manifest, write_corpus
 from anyformer.errors import DataError, InputError
 from anyformer.model import Transformer
 from anyformer.text import Tokenizer
-from anyformer.training.objectives import OBJECTIVES, Batch, Objective, TextObjective
+from anyformer.training.objectives import OBJECTIVES, Batch, Chat, Objective, SequenceToSequence, TextObjective
 
 #: Tokens of a batch, and the longest example that is taken unasked.
 BATCH_TOKENS, LONGEST = 4096, 2048
+
+#: Objectives whose targets are tokens.
+OF_TOKENS = (TextObjective, SequenceToSequence, Chat)
 
 #: Told how much is done, of how much.
 Progress = Callable[[int, int], object]
@@ -147,8 +150,8 @@ def ask(
     seed: int = 0,
     progress: Progress = unheard,
 ) -> dict[str, float]:
-    """The mean `loss` of an objective's targets over documents, nats, its `perplexity`, and what else the objective
-    measures of each (`accuracy`), and how many `targets` and `documents` that is, and were `left_out`.
+    """The mean `loss` of an objective's targets over documents, nats, its `perplexity` where these are tokens, what
+    else the objective measures of each (`accuracy`), how many `targets` and `examples` that is, and were `left_out`.
 
     Raises as `questions` does.
     """
@@ -161,7 +164,8 @@ def ask(
             targets += batch.target_count
         counts = {"targets": targets, "examples": len(asked.examples.sizes), "left_out": asked.left_out}
     means = {name: total / targets if targets else math.nan for name, total in totals.items()}
-    return {**means, "perplexity": perplexity(means["loss"]), **counts}
+    of_tokens = {"perplexity": perplexity(means["loss"])} if issubclass(OBJECTIVES[objective], OF_TOKENS) else {}
+    return {**means, **of_tokens, **counts}
 
 
 def perplexity(loss: float) -> float:
