@@ -19,6 +19,7 @@ import anyformer as af
 from anyformer import families
 from anyformer.errors import TrainingError
 from anyformer.model import Transformer
+from anyformer.planning import forward_flops
 from anyformer.training import read_metrics, train
 from anyformer.training.lora import Lora, adapt, check, targets
 from anyformer.training.optimizers import learning
@@ -246,6 +247,20 @@ def test_a_resumed_run_ends_in_the_same_bits(tuned: Callable[..., dict[str, Any]
     assert one == other
     for file in ("model.safetensors", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"):
         assert (whole / file).read_bytes() == (killed / file).read_bytes()
+
+
+def test_weights_that_do_not_learn_cost_less(tuned: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """A budget of FLOPs lasts for half as many steps more than with all weights: no gradient of a weight is computed,
+    and what is added is small."""
+    adapted = tuned("run")
+    plain = {key: value for key, value in adapted.items() if key != "lora"}
+    described = af.load(tmp_path / "base").spec
+    budget = f"training.flops={3 * 8 * sum(forward_flops(described, 32).values()) * 2}"
+    steps = [
+        train(chosen, overrides=[budget, f"run.directory={tmp_path / name}"], progress=False).steps
+        for name, chosen in (("plain", plain), ("adapted", adapted))
+    ]
+    assert steps == [2, 3]
 
 
 @pytest.mark.parametrize(

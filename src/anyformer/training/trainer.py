@@ -68,10 +68,12 @@ class Trainer:
 
     @property
     def flops(self) -> int:
-        """FLOPs of a step, forward and backward (which multiplies twice as much), of examples of the mean length."""
+        """FLOPs of a step, forward and backward (which multiplies twice as much, and once where weights do not learn),
+        of examples of the mean length."""
+        passes = 2 if isinstance(self.model, Adapted) else 3
         tokens, source = self.objective.lengths(self.loader.examples)
         flops = forward_flops(self.model.spec, round(tokens), source=None if source is None else round(source))
-        return round(3 * self.settings.batch_tokens / self.loader.sizes.mean() * sum(flops.values()))
+        return round(passes * self.settings.batch_tokens / self.loader.sizes.mean() * sum(flops.values()))
 
     def update(self, step: int, rate: float) -> Update:
         """Train on the batch of step `step` with learning rate `rate`. A loss or gradient that is not finite leaves
