@@ -134,7 +134,8 @@ def test_a_conversation_is_answered() -> None:
 def test_a_sample_costs_a_small_share_of_a_run() -> None:
     """With some of the validations, ten at most, no more than a share of the tokens; never fewer than at the end."""
     assert sample_every(2000, 100, 2000 * 4096, 3) == 200
-    assert sample_every(2000, 100, 2000 * 100, 3) == 1000
+    assert sample_every(2000, 100, 2000 * 512, 3) == 300
+    assert sample_every(2000, 100, 2000 * 100, 3) == 2000
     assert sample_every(8, 4, 8 * 256, 3) == 8
     for steps, every, tokens in ((7, 3, 10**9), (1000, 1, 10**6), (3, 5, 100)):
         step = sample_every(steps, every, tokens, 3)

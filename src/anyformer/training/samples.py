@@ -28,8 +28,9 @@ from anyformer.training.objectives.objective import RecordObjective
 GIVEN, WRITTEN, SHOWN = 32, 48, 96
 #: How the next token of a text is drawn; an answer is the likeliest one.
 DRAWN = {"temperature": 0.8, "top_k": 50}
-#: Of all the tokens that a run trains on, it writes no more than this share in samples, and so often at most.
-SHARE, MOST_OFTEN = 1 / 500, 10
+#: Of all the tokens that a run trains on, it writes no more than this share in samples, and so often at most. To write
+#: one takes as long as to train on three (a model of GPT-2's width) to eleven (128 wide), measured on two cores.
+SHARE, MOST_OFTEN = 1 / 1000, 10
 #: What stands for a hidden token.
 HIDDEN = "▢"
 RIGHT = {True: "right", False: "wrong"}
