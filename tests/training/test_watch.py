@@ -99,3 +99,13 @@ def test_samples_that_fail_stop_nothing(
     assert train(with_samples(recipe(), sample_every=1)).finished
     said = " ".join(capsys.readouterr().err.split())
     assert said.count("no more samples are taken (RuntimeError: out of luck)") == 1
+
+
+def test_a_validation_that_is_no_number_stops_nothing(recipe: Recipes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is null in the metrics, and a gap for whoever watches."""
+    monkeypatch.setattr(Trainer, "validate", lambda self: {"validation_loss": float("nan")})
+    result = train(with_samples(recipe(validate_every=4), samples=0))
+    rows = read_metrics(result.directory / "metrics.jsonl")
+    assert result.finished and [row["step"] for row in rows if "validation_loss" in row] == [4, 8]
+    assert result.validation_loss is None and rows[-1]["validation_loss"] is None
+    assert "A training loss of" in (result.directory / "report.html").read_text()

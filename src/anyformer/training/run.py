@@ -237,7 +237,7 @@ def _run(recipe: Recipe, directory: Path, display: Display, began: float, ranks:
                 "loss": _finite(update.loss),
                 "gradient_norm": _finite(update.gradient_norm),
                 "learning_rate": rate,
-                **measured,
+                **{name: _finite(value) for name, value in measured.items()},
             }
             metrics.write(row)
             watch(row)

@@ -3,6 +3,9 @@
     RUN/run.json                     the recipe, the number of steps, where it began (machine, versions)
     RUN/data/                        tokenizer and tokenised corpus
     RUN/metrics.jsonl                a row a step
+    RUN/samples.jsonl                now and then, what the model makes of held-out examples
+    RUN/report.html, tensorboard/    the run as people see it
+    RUN/peak.json                    how fast the machine multiplies
     RUN/checkpoints/step-00000200/   a model directory like any other, and besides
         optimizer.safetensors            moments, by parameter
         average.safetensors              the average of the weights, where there is one
