@@ -89,7 +89,8 @@ def _tile(visible: Visible, index: int, block: int, first: int, width: int, S: i
 
 def _batch(x: Tensor) -> Tensor:
     """[B, H, blocks, n, C] -> [B·blocks, H, n, C]."""
-    return x.transpose(1, 2).flatten(0, 1)
+    # A view of a few blocks, kept for the backward pass, would keep all of them.
+    return x.transpose(1, 2).flatten(0, 1).contiguous()
 
 
 def _unbatch(x: Tensor, like: Tensor) -> Tensor:
