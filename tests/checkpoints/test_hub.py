@@ -3,6 +3,7 @@ pushing. The hub is a stand-in on this machine, spoken to over HTTP."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -389,6 +390,13 @@ def test_a_data_set(server: stand_in.Hub, tmp_path: Path) -> None:
     assert server.fetched() == []
     with pytest.raises(DataError, match=r"no text files at 'hub:org/texts/\*.log'"):
         find_files("hub:org/texts/*.log")
+
+
+def test_a_data_set_of_records(server: stand_in.Hub) -> None:
+    """Rows of JSON lines and tables, compressed as hubs have them; what describes them is none of them."""
+    rows = gzip.compress(b'{"text": "first"}\n{"text": "second"}\n')
+    server.add("datasets/org/rows", {"README.md": b"card", "dataset_infos.json": b"{}", "data/train.jsonl.gz": rows})
+    assert [document.text for document in read_documents(find_files("hub:org/rows"))] == ["first", "second"]
 
 
 def test_data_that_cannot_be_read(server: stand_in.Hub) -> None:

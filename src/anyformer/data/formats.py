@@ -230,17 +230,18 @@ def _parquet_rows(path: Path, named: Mapping[str, str], advance: Advance) -> Ite
     parquet = optional("pyarrow.parquet", "pyarrow", path)
     arrow = optional("pyarrow", "pyarrow", path)
     try:
-        with parquet.ParquetFile(path, memory_map=True) as file:
+        with parquet.ParquetFile(path, buffer_size=1 << 20) as file:
             has = file.schema_arrow.names
             whole = {column if column in has else column.partition(".")[0]: name for name, column in named.items()}
             for column, name in whole.items():
                 if column not in has:
                     raise _missing(str(path), name, column, has)
             number, bytes_a_row = 0, path.stat().st_size / max(file.metadata.num_rows, 1)
-            for batch in file.iter_batches(PARQUET_ROWS, columns=list(whole)):
-                advance(round(len(batch) * bytes_a_row))
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}, row {number}", row
+            for group in range(file.num_row_groups):
+                for batch in file.iter_batches(PARQUET_ROWS, row_groups=[group], columns=list(whole)):
+                    advance(round(len(batch) * bytes_a_row))
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield f"{path}, row {number}", row
     except (arrow.ArrowException, UnicodeDecodeError, OSError) as error:
         raise DataError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
