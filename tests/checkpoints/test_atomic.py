@@ -30,6 +30,21 @@ def test_a_new_directory_appears_whole(tmp_path: Path) -> None:
     assert [path.name for path in target.parent.iterdir()] == ["new"]
 
 
+@pytest.mark.parametrize("exists", [False, True])
+def test_whoever_may_read_new_files_may_read_these(tmp_path: Path, exists: bool) -> None:
+    """The mode of what is written is that of any new file, however it was made."""
+    if exists:
+        (tmp_path / "m").mkdir()
+    before = os.umask(0o027)
+    try:
+        with staged(tmp_path / "m") as stage:
+            (stage / "a").write_text("a")
+            (stage / "a").chmod(0o600)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "m" / "a").stat().st_mode & 0o777 == 0o640
+
+
 def test_files_are_replaced_and_others_stay(tmp_path: Path) -> None:
     """In a directory that exists, only what was written is replaced."""
     (tmp_path / "a").write_text("old")

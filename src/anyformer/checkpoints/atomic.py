@@ -36,6 +36,9 @@ def staged(directory: Path) -> Iterator[Path]:
         yield stage
         written = [*stage.rglob("*"), stage]
         files = sorted(path for path in written if path.is_file())
+        for path in files:
+            # safetensors makes files that nobody but their owner may read.
+            path.chmod(0o666 & ~_umask())
         for path in written:
             _sync(path)
         if exists:
