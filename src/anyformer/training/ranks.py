@@ -115,11 +115,8 @@ class Ranks(Alone):
         from anyformer.training.meshes import Meshes
 
         self.sizes, self.rank, self.size = sizes, dist.get_rank(), dist.get_world_size()
-        kind, local = best_device().type, int(os.environ.get("LOCAL_RANK", self.rank))
-        self._device = torch.device(kind) if kind == "cpu" else torch.device(kind, local)
-        if kind != "cpu":
-            torch.accelerator.set_device_index(local)
-        self.meshes = Meshes(kind, sizes)
+        self._device = _own_device()
+        self.meshes = Meshes(self._device.type, sizes)
         place = dict(zip(sizes, np.unravel_index(self.rank, tuple(sizes.values())), strict=True))
         self.rows = sizes["data"] * sizes["shard"] * sizes["expert"]
         #: This rank among those with rows of their own.
@@ -203,6 +200,15 @@ class Ranks(Alone):
         return held.item()
 
 
+def _own_device() -> torch.device:
+    """The accelerator of this process among those of its machine, made the current one; else the CPU."""
+    kind, local = best_device().type, int(os.environ.get("LOCAL_RANK", "0"))
+    if kind == "cpu":
+        return torch.device(kind)
+    torch.accelerator.set_device_index(local)
+    return torch.device(kind, local)
+
+
 @contextmanager
 def joined(scale: Scale) -> Iterator[Alone]:
     """The processes of this run: those that torchrun started, or this one alone.
@@ -225,7 +231,8 @@ def joined(scale: Scale) -> Iterator[Alone]:
     if dist.is_initialized():
         yield Ranks(sizes)
         return
-    dist.init_process_group()
+    device = _own_device()
+    dist.init_process_group(device_id=None if device.type == "cpu" else device)
     try:
         yield Ranks(sizes)
     finally:

@@ -108,7 +108,7 @@ def train(
 def _guarded(recipe: Recipe, directory: Path, display: Display, began: float, ranks: Alone, *, is_new: bool) -> Result:
     """The run; what ends it early says how to go on."""
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []):
             return _run(recipe, directory, display, began, ranks)
     except (AnyformerError, OSError) as error:
         is_kept = isinstance(error, OSError) and aside_of(directory / "data").exists()

@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from anyformer import checkpoints
 from anyformer.errors import TrainingError
 from anyformer.model import Transformer
+from anyformer.model.building import best_device
 from anyformer.training.snapshots import Tensors
 from anyformer.training.state import Checkpoints, Counters, empty_aside, put_in_place, seal, sha256
 
@@ -141,8 +142,7 @@ def _gathered(file: Path) -> dict[str, str]:
     own = torch.zeros(33, dtype=torch.uint8)
     if file.exists():
         own = torch.tensor([1, *bytes.fromhex(sha256(file))], dtype=torch.uint8)
-    device = torch.accelerator.current_accelerator() if dist.get_backend() == "nccl" else None
-    own = own.to(device)
+    own = own.to(best_device())
     sums = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(sums, own)
     names = (file.name.replace(f"{dist.get_rank() + 1:05d}", f"{rank + 1:05d}", 1) for rank in range(len(sums)))
