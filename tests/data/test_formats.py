@@ -147,7 +147,7 @@ def test_tables_have_the_stated_encoding(tmp_path: Path) -> None:
         ("a.jsonl", b'{"source": [], "target": "b"}', r"line 1: 'source' is empty"),
         ("a.json", b'[{"source": "a", "target": "b"}, "c"]', r"a.json, row 2: here stands a text"),
         ("a.json", b'[{"source": ', r"a.json is not JSON"),
-        ("a.tsv", b"a\tb\nc\n", r"a.tsv, line 2: there are 1 columns where 2 are needed; .* counted from 0"),
+        ("a.tsv", b"a\tb\nc\n", r"a.tsv, line 2: there is 1 column where 2 are needed; .* counted from 0"),
         ("a.tsv", b"a\tb\tc\n", r"a.tsv, line 1: there are 3 columns where 2 are needed"),
         ("a.tsv", b"a\t\n", r"a.tsv, line 1: 'target' is empty"),
         ("a.tsv", b"a\tb\nc\xff\td\n", r"a.tsv is not utf-8: byte 0xff at offset 5 .line 2."),

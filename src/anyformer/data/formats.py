@@ -192,12 +192,16 @@ def _table_rows(
         place = f"{path}, line {number}"
         if named is None and len(cells) != count:
             raise DataError(
-                f"{place}: there are {len(cells)} columns where {count} are needed; say which are what with "
-                f"data.columns, counted from 0"
+                f"{place}: {_columns(cells)} where {count} are needed; say which are what with data.columns, counted "
+                f"from 0"
             )
         if header is not None and len(cells) != len(header):
-            raise DataError(f"{place}: there are {len(cells)} columns where the first line names {len(header)}")
+            raise DataError(f"{place}: {_columns(cells)} where the first line names {len(header)}")
         yield place, dict(zip(header or map(str, range(len(cells))), cells))
+
+
+def _columns(cells: Sequence[str]) -> str:
+    return "there is 1 column" if len(cells) == 1 else f"there are {len(cells)} columns"
 
 
 def _tsv_cells(lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
