@@ -91,6 +91,9 @@ def test_a_recipe_survives_being_written_down() -> None:
         ("training.warmup", 1.5, r"wrong at 'training.warmup"),
         ("training.checkpoint_keep", 1, r"wrong at 'training.checkpoint_keep'"),
         ("data.train", [], r"wrong at 'data.train'"),
+        ("data.held_out", 1.5, r"wrong at 'data.held_out"),
+        ("data.held_out", -1, r"wrong at 'data.held_out"),
+        ("data.columns", {"source": -1}, r"wrong at 'data.columns.source"),
         ("model.preset", None, "exactly one of preset, spec, from is needed, not none"),
     ],
 )
@@ -123,6 +126,15 @@ def test_overrides_are_toml_values_or_plain_strings() -> None:
     assert recipe.data.train == ("/a", "/b") and recipe.training.learning_rate == 2e-3
     assert recipe.to_data()["tokenizer"] == {"train": {"vocabulary": 400}}
     assert "seed" not in MINIMAL["run"]
+
+
+def test_what_is_held_out_is_a_share_or_a_number_and_columns_are_names_or_numbers() -> None:
+    """And stay what they are on the way through a run's own file."""
+    recipe = read_recipe(MINIMAL, ["data.held_out=1000", 'data.columns={source = 1, target = "de"}'])
+    again = read_recipe(json.loads(json.dumps(recipe.to_data()))).data
+    assert again.held_out == 1000 and isinstance(again.held_out, int)
+    assert again.columns == {"source": 1, "target": "de"} and isinstance(again.columns["source"], int)
+    assert read_recipe(MINIMAL, ["data.held_out=0.25"]).data.held_out == 0.25
 
 
 def test_an_override_puts_its_alternatives_away() -> None:
