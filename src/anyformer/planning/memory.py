@@ -75,7 +75,7 @@ def training_memory(spec: Transformer, step: Step) -> dict[str, dict[str, int]]:
 
     Weights, moments and gradients are float32. Raises `SpecError` for a precision that there is not.
     """
-    kinds, mesh = list(_kinds(spec)), step.mesh
+    kinds, mesh = list(parameters_of(spec)), step.mesh
     of_matrices, of_others = MOMENTS[step.optimizer]
     whole = sum(kind.kept(mesh) for kind in kinds)
     moments = sum(kind.kept(mesh) * (of_matrices if kind.is_hidden_matrix else of_others) for kind in kinds)
@@ -106,7 +106,7 @@ def peak(spec: Transformer, step: Step) -> tuple[str, int]:
 
 
 @dataclass(frozen=True)
-class _Kind:
+class Kind:
     """A parameter, as far as memory and meshes go.
 
     layer     the layer that it is of; None: embeddings, head and the like
@@ -133,7 +133,8 @@ class _Kind:
         return self.gathered(mesh) * (mesh.expert if self.stacked else 1) // (mesh.shard * mesh.context * mesh.expert)
 
 
-def _kinds(spec: Transformer) -> Iterator[_Kind]:
+def parameters_of(spec: Transformer) -> Iterator[Kind]:
+    """Every parameter of a model, each once."""
     mixers: dict[str, Mixer] = {
         f"{name}.layers.{index}.{branch.name}": branch.mixer
         for name, stack in spec.stacks().items()
@@ -144,7 +145,7 @@ def _kinds(spec: Transformer) -> Iterator[_Kind]:
         steps = name.split(".")
         mixer = mixers.get(".".join(steps[:4]))
         inner = ".".join(steps[4:])
-        yield _Kind(
+        yield Kind(
             shape=shape,
             layer=".".join(steps[:3]) if steps[1] == "layers" else None,
             divided=isinstance(mixer, Attention | FeedForward)
@@ -182,14 +183,14 @@ def _pass(spec: Transformer, step: Step, name: str) -> Pass:
     )
 
 
-def _narrow_copies(kinds: Iterable[_Kind], step: Step) -> int:
+def _narrow_copies(kinds: Iterable[Kind], step: Step) -> int:
     """Under autocast, a narrow copy of every matrix stands until its gradient is there."""
     width = size_of(step.precision)
     matrices = (kind for kind in kinds if kind.layer is not None and len(kind.shape) > 1 and not kind.is_bias)
     return sum(kind.gathered(step.mesh) for kind in matrices) * width if width < WIDE else 0
 
 
-def _gathered(kinds: Iterable[_Kind], mesh: Mesh) -> int:
+def _gathered(kinds: Iterable[Kind], mesh: Mesh) -> int:
     """What a sharded model gathers: embeddings and head for the whole pass, a layer and the next; and gradients of one
     layer and of those."""
     if mesh.devices == mesh.tensor:
