@@ -29,7 +29,9 @@ def sizes_for(scale: Scale, processes: int) -> Sizes:
     left, rest = divmod(processes, known)
     open_axes = [axis for axis in ("shard", "data") if asked[axis] is None]
     if rest or not left or (left > 1 and not open_axes):
-        named = " x ".join(f"scale.{axis}={size}" for axis, size in asked.items() if size is not None)
+        given = {axis: size for axis, size in asked.items() if size is not None}
+        divided = {axis: size for axis, size in given.items() if size > 1}
+        named = " x ".join(f"scale.{axis}={size}" for axis, size in (divided or given).items())
         many = "a multiple of " if open_axes else ""
         raise TrainingError(
             f"{named} takes {many}{known} processes, and there {'is one' if processes == 1 else f'are {processes}'}; "
