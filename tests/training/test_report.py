@@ -89,7 +89,8 @@ def test_a_real_run_is_told_whole(recipe: Recipes) -> None:
 def test_a_run_of_one_step(tmp_path: Path) -> None:
     """A point is drawn where there is no curve yet."""
     page = read(make_run(tmp_path, [row(1, 4.25)], steps=1))
-    assert "A training loss of 4.2500, after 100 tokens in 0:00" in page.text and "finished · 1 steps" in page.text
+    assert "A training loss of 4.2500, after 100 tokens in 0:00" in page.text
+    assert "finished · 1 step" in page.text and "1 steps" not in page.text
     assert "svg" in page.elements
 
 

@@ -39,12 +39,14 @@ def peak_tokens(directory: Path, trainer: Trainer) -> float:
     It draws no random number of the process: the run is the same with and without it.
     """
     path, settings, device = directory / "peak.json", trainer.settings, trainer.device
-    where = f"{platform.processor() or platform.machine()} {device} {torch.get_num_threads()} {settings.precision}"
+    processes = prod(trainer.ranks.sizes.values())
+    machine = platform.processor() or platform.machine()
+    where = f"{machine} {device}, {processes} x {torch.get_num_threads()} threads, {settings.precision}"
     known = read_json(path) if path.exists() else {}
     if where not in known:
         dtype = getattr(torch, settings.precision)
         rate = matrix_rate(trainer.model.spec, trainer.micro_tokens, dtype, device)
-        tokens = rate * prod(trainer.ranks.sizes.values()) * settings.batch_tokens / trainer.flops
+        tokens = rate * processes * settings.batch_tokens / trainer.flops
         known |= {where: {"flop_per_second": rate, "tokens_per_second": tokens}}
         write_json(path, known)
     return known[where]["tokens_per_second"]
