@@ -103,3 +103,26 @@ def test_data_that_cannot_be_used_leaves_nothing_behind(recipe: Recipes, tmp_pat
     directory = train(recipe(steps=1), overrides=overrides, progress=False).directory
     splits = json.loads((directory / "data" / "manifest.json").read_text())["splits"]
     assert (splits["train"]["documents"], splits["validation"]["documents"]) == (193, 7)
+
+
+def test_what_another_recipe_left_is_not_used(recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill leaves a tokenisation behind; the directory taken for another tokenizer makes its own."""
+    monkeypatch.setattr(shards, "SHARD", 500)
+    monkeypatch.setattr(shards, "BATCH", 200)
+    real = shards._write_shard
+
+    def killed(path: Path, *args: Any) -> Any:
+        if path.name == "00002":
+            raise KeyboardInterrupt
+        return real(path, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_write_shard", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe(steps=1), progress=False)
+    run = tmp_path / "run"
+    assert (run / ".data.partial" / "00001").exists()
+    (run / "run.json").unlink()
+    train({**recipe(steps=1), "tokenizer": {"train": {"vocabulary": 300}}}, progress=False)
+    train({**recipe("fresh", steps=1), "tokenizer": {"train": {"vocabulary": 300}}}, progress=False)
+    assert files_of(run / "data") == files_of(tmp_path / "fresh" / "data")

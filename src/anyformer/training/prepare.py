@@ -77,7 +77,9 @@ def _write_text(recipe: Recipe, directory: Path, display: Display) -> None:
 def _tokenise(recipe: Recipe, sources: Sources, directory: Path, display: Display) -> None:
     """Fill a directory with tokenizer and corpus, or go on where an earlier attempt at the same left it."""
     objective, length = OBJECTIVES[recipe.training.objective], recipe.training.sequence_length
-    about = json.loads(json.dumps({**sources.facts(), "objective": objective.name, "sequence_length": length}))
+    asked = {key: value for key, value in recipe.to_data().items() if key in ("model", "tokenizer")}
+    about = {**sources.facts(), **asked, "objective": objective.name, "sequence_length": length}
+    about = json.loads(json.dumps(about))
     note = directory / "about.json"
     if note.exists() and read_json(note) == about:
         display.note("going on with a tokenisation that was stopped")
