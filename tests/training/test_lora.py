@@ -20,9 +20,11 @@ from anyformer import families
 from anyformer.errors import TrainingError
 from anyformer.model import Transformer
 from anyformer.planning import forward_flops
-from anyformer.training import read_metrics, train
+from anyformer.training import read_metrics, read_recipe, train
 from anyformer.training.lora import Lora, adapt, check, targets
 from anyformer.training.optimizers import learning
+from anyformer.training.scale import ALONE
+from anyformer.training.scale import check as check_scale
 
 peft = pytest.importorskip("peft")
 
@@ -290,3 +292,11 @@ def test_an_adapter_is_no_base_of_another(tuned: Callable[..., dict[str, Any]], 
     plain = tuned("all")
     del plain["lora"]
     assert train(plain, overrides=[f"model.from={adapter}"], progress=False).finished
+
+
+def test_adapters_are_trained_in_one_process(tuned: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """Many processes are refused before the first step."""
+    described = af.load(tmp_path / "base").spec
+    check_scale(read_recipe(tuned("run")), described, ALONE)
+    with pytest.raises(TrainingError, match="lora trains on one process"):
+        check_scale(read_recipe(tuned("run")), described, {**ALONE, "data": 2})

@@ -54,8 +54,6 @@ def check(recipe: Recipe, model: spec.Transformer, sizes: Sizes) -> None:
             f"training.batch_tokens holds {batch_rows} windows of training.sequence_length, fewer than the {rows} "
             f"processes that read rows of their own (scale.data x scale.shard x scale.expert); make it larger"
         )
-    if recipe.lora is not None and math.prod(sizes.values()) > 1:
-        raise TrainingError("lora: adapters are trained in one process; start it without torchrun, or leave out lora")
     mixtures = [mixer for mixer in _mixers(model) if isinstance(mixer, spec.RoutedExperts)]
     if sizes["expert"] > 1 and not mixtures:
         raise TrainingError("scale.expert needs a mixture of experts, and this model has none; use scale.shard")
