@@ -52,8 +52,9 @@ class Head(nn.Module):
         _must_be(targets, hidden.shape[:2])
         rows, wanted = hidden.flatten(0, 1), targets.flatten()
         count = (wanted != IGNORED).sum()
-        if hidden.device.type == "cpu" and count < len(rows):
-            # Logits that nobody asked for are not made. Elsewhere the host would wait to know which these are.
+        if hidden.device.type == "cpu" and not torch.compiler.is_compiling() and count < len(rows):
+            # Logits that nobody asked for are not made. Elsewhere the host would wait to know which these are, and a
+            # graph would break.
             asked = (wanted != IGNORED).nonzero()[:, 0]
             rows, wanted = rows.index_select(0, asked), wanted[asked]
         step = max(1, LARGEST_LOGITS // self.output.out_features)
