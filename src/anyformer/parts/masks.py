@@ -18,8 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
-from typing import Literal
+from itertools import chain, pairwise, zip_longest
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -311,7 +311,8 @@ class Visible:
     causal      T = S and position i of either is the same token: exactly `is_causal`
     band        index distance is position distance: query i is key i + `offset`, and sees at most `left` keys ending
                 there and `right` starting there; `allows` on a tile says the rest
-    documents   `parts`: (length, lowered mask) of each document, rows of the batch laid end to end
+    documents   `parts`: (length, lowered mask) of each document, rows of the batch laid end to end; the keys' documents
+                may have lengths of their own, or be missing
     dense       only `dense()` will do
     """
 
@@ -330,6 +331,8 @@ class Visible:
     ) -> None:
         self.form, self.mask, self.q, self.k = form, mask, q, k
         self.left, self.right, self.offset, self.parts = left, right, offset, parts
+        #: What a kernel worked out of it for all layers.
+        self.made: Any = None
         self._dense = dense
         self._added: dict[tuple[int, torch.dtype], Tensor] = {}
 
@@ -361,7 +364,7 @@ _PREFIX = Or(Causal(), Prefix())
 
 def lower(mask: Mask, q: Tokens, k: Tokens) -> Visible:
     """The cheapest form of `mask` for these queries and keys; decided by what the host knows, reading no tensor."""
-    needed = [leaf for leaf in _conjuncts(mask) if not _always_true(leaf, q, k)]
+    needed = [leaf for leaf in conjuncts(mask) if not _always_true(leaf, q, k)]
     if not needed:
         return Visible("everything", mask, q, k)
     known = k.prefix is None or k.prefixes is not None
@@ -374,6 +377,11 @@ def lower(mask: Mask, q: Tokens, k: Tokens) -> Visible:
         kinds = list(zip(lengths, prefixes, strict=True))
         lowered = {kind: _document(inner, *kind, q.device) for kind in set(kinds)}
         return Visible("documents", mask, q, k, parts=[(kind[0], lowered[kind]) for kind in kinds])
+    if needed == [SameDocument()] and q.lengths is not None and k.lengths is not None:
+        parts = [pair for row in zip(q.lengths, k.lengths, strict=True) for pair in zip_longest(*row, fillvalue=0)]
+        sizes = {size: Tokens(size, device=q.device, start=0) for pair in parts for size in pair}
+        lowered = {pair: Visible("everything", Full(), sizes[pair[0]], sizes[pair[1]]) for pair in set(parts)}
+        return Visible("documents", mask, q, k, parts=[(pair[0], lowered[pair]) for pair in parts])
     plain = k.valid is None and (q.document is None or k.document is None)
     if plain and q.start is not None and k.start is not None and 0 <= q.start - k.start <= k.length - q.length:
         offset = q.start - k.start
@@ -390,14 +398,15 @@ def _document(mask: Mask, length: int, prefix: int, device: torch.device | str |
     # A prefix of nothing or of everything is a simpler mask.
     simpler = {0: Causal(), length: Full()}
     if prefix in simpler:
-        mask = _all([simpler[prefix] if leaf == _PREFIX else leaf for leaf in _conjuncts(mask)])
+        mask = _all([simpler[prefix] if leaf == _PREFIX else leaf for leaf in conjuncts(mask)])
     seen = None if prefix in simpler else torch.tensor([[prefix]], device=device)
     tokens = Tokens(length, device=device, start=0, prefix=seen)
     return lower(mask, tokens, tokens)
 
 
-def _conjuncts(mask: Mask) -> list[Mask]:
-    return _conjuncts(mask.a) + _conjuncts(mask.b) if isinstance(mask, And) else [mask]
+def conjuncts(mask: Mask) -> list[Mask]:
+    """What a mask says all of."""
+    return conjuncts(mask.a) + conjuncts(mask.b) if isinstance(mask, And) else [mask]
 
 
 def _all(leaves: list[Mask]) -> Mask:

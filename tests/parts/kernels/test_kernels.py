@@ -15,7 +15,7 @@ from who_sees_whom import LAYOUTS, draw_mask, draw_pair, draw_scores
 
 from anyformer.errors import KernelError
 from anyformer.parts import kernels
-from anyformer.parts.kernels import KERNELS, Scores, banded, online, reference, sdpa
+from anyformer.parts.kernels import KERNELS, Scores, banded, online, products, reference, sdpa
 from anyformer.parts.masks import Causal, SameDocument, Tokens, Visible, Window, lower
 from anyformer.parts.positions import RelativePositions, alibi_bias
 
@@ -89,20 +89,21 @@ def test_every_kernel_is_the_reference_forward_and_backward(
     """Random masks x layouts x shapes x scores, 64 a layout: outputs and gradients of queries, keys, values, sinks and
     bucket tables; the kernel that is chosen when none is named included."""
     monkeypatch.setattr(banded, "SMALLEST", 2)
-    served = dict.fromkeys(["banded", "sdpa", "online", "chosen"], 0)
+    monkeypatch.setattr(products, "BLOCK", 4)
+    served = dict.fromkeys(["banded", "products", "sdpa", "online", "chosen"], 0)
     for seed in range(40 if dtype == torch.float64 else 24):
         draw = random.Random(f"{layout} {dtype} {seed}")
         case = draw_case(draw, layout, dtype, most=draw.choice([9, 9, 24]), wide=seed % 2 == 0)
         wanted = case.outcome(reference.attend)
         assert all(x.isfinite().all() for x in wanted)
         contenders: dict[str, Any] = {"online": tiny_online, "chosen": kernels.attend}
-        for name in ("banded", "sdpa"):
+        for name in ("banded", "products", "sdpa"):
             if KERNELS[name].limits(case.q, case.k, case.visible, case.scores) is None:
                 contenders[name] = KERNELS[name].attend
         for name, attend in contenders.items():
             compare(case.outcome(attend), wanted, BOUNDS[dtype], (name, seed, case.visible.mask, case.scores))
             served[name] += 1
-    assert served["sdpa"] > 8
+    assert served["sdpa"] > 8 and served["products"] > 8
     if layout == "range":
         assert served["banded"] > 1
 
@@ -142,7 +143,7 @@ def test_rows_that_see_nothing_are_zero_and_stay_so_backward() -> None:
         blind = ~case.visible.dense.any(-1)[:, 0]
         contenders: dict[str, Any] = {"reference": reference.attend, "online": tiny_online, "chosen": kernels.attend}
         if sdpa.limits(case.q, case.k, case.visible, case.scores) is None:
-            contenders["sdpa"] = sdpa.attend
+            contenders |= {"sdpa": sdpa.attend, "products": products.attend}
         for name, attend in contenders.items():
             out, back, *others = case.outcome(attend)
             assert all(x.isfinite().all() for x in (out, back, *others)), (name, seed)
@@ -161,14 +162,14 @@ def test_bfloat16_is_near_the_reference_in_float32() -> None:
         wanted = reference.attend(*(x.float() for x in half), case.visible, case.scores)
         contenders: dict[str, Any] = {"reference": reference.attend, "online": tiny_online, "chosen": kernels.attend}
         if sdpa.limits(half[0], half[1], case.visible, case.scores) is None:
-            contenders["sdpa"] = sdpa.attend
+            contenders |= {"sdpa": sdpa.attend, "products": products.attend}
         for name, attend in contenders.items():
             found = attend(*half, case.visible, case.scores)
             assert found.dtype == torch.bfloat16
             compare((found.float(),), (wanted,), 2e-2, (name, seed))
 
 
-@pytest.mark.parametrize("name", ["reference", "sdpa", "online", "banded"])
+@pytest.mark.parametrize("name", ["reference", "sdpa", "online", "banded", "products"])
 def test_dropout_drops_as_often_as_it_says_and_scales_the_rest(name: str) -> None:
     """With the identity as values the output is the weights themselves: a share p of them is zero, the others are
     divided by 1 - p, and without dropout none is."""
@@ -190,8 +191,8 @@ def test_dropout_drops_as_often_as_it_says_and_scales_the_rest(name: str) -> Non
     assert torch.allclose(dropped[seen][kept], whole[seen][kept] / (1 - p), rtol=1e-5)
 
 
-def test_documents_are_attended_one_by_one() -> None:
-    """Packed rows never ask for a dense mask: only the parts do their work."""
+def test_documents_are_attended_apart() -> None:
+    """Packed rows never ask for a dense mask over all: only the documents do their work."""
     packed = Tokens.packed(((5, 7, 1), (13,)))
     visible = lower(Causal() & SameDocument(), packed, packed)
     torch.manual_seed(0)

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from anyformer.errors import KernelError
-from anyformer.parts.kernels import banded, flex, online, reference, sdpa
+from anyformer.parts.kernels import banded, documents, flex, online, products, reference, sdpa
 from anyformer.parts.kernels.scores import Scores
 from anyformer.parts.masks import Visible
 
 #: By name, in the order in which `auto` asks them.
 KERNELS: dict[str, ModuleType] = {
     "banded": banded,
+    "products": products,
     "sdpa": sdpa,
     "flex": flex,
     "reference": reference,
@@ -66,14 +67,15 @@ def use(name: str, fall_back: bool = False) -> Iterator[Use | None]:
 def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores) -> Tensor:
     """Attention [B, H, T, C] of queries [B, H, T, C] over keys and values [B, K, S, C], by the kernel that fits."""
     if visible.form == "documents":
-        return _documents(q, k, v, visible, scores)
+        return documents.attend(q, k, v, visible, lambda q, k, v, part: attend(q, k, v, part, scores))
     return _kernel(q, k, visible, scores).attend(q, k, v, visible, scores)
 
 
 def prepare(visible: Visible, scores: Scores, dtype: torch.dtype) -> None:
     """Make now what `attend`, on queries of `dtype`, would make and leave in `visible` for later layers to find."""
-    for _, part in visible.parts:
-        prepare(part, scores, dtype)
+    if visible.form == "documents":
+        for _, part in documents.layout(visible).groups:
+            prepare(part, scores, dtype)
     if scores.bias is not None and visible.form not in ("documents", "band"):
         visible.added(scores.bias, sdpa.width_of_bias(dtype, visible.q.position.device))
 
@@ -92,27 +94,13 @@ def _kernel(q: Tensor, k: Tensor, visible: Visible, scores: Scores) -> ModuleTyp
         return reference
     if visible.form == "band" and banded.limits(q, k, visible, scores) is None:
         return banded
+    if products.pays(q, k, scores) and products.limits(q, k, visible, scores) is None:
+        return products
     if sdpa.limits(q, k, visible, scores) is None:
         return sdpa
     if q.is_cuda and not torch.is_grad_enabled() and flex.limits(q, k, visible, scores) is None:
         return flex
     return reference if q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] <= LARGEST_MATRIX else online
-
-
-def _documents(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores) -> Tensor:
-    """Packed documents one by one: never a dense mask, and no work on pairs that cannot see each other."""
-    lengths = [length for length, _ in visible.parts]
-    queries, keys, values = (x.transpose(1, 2).flatten(0, 1).split(lengths) for x in (q, k, v))
-    out = [
-        attend(_alone(a), _alone(b), _alone(c), part, scores)[0].transpose(0, 1)
-        for a, b, c, (_, part) in zip(queries, keys, values, visible.parts, strict=True)
-    ]
-    return torch.cat(out).unflatten(0, (q.shape[0], -1)).transpose(1, 2)
-
-
-def _alone(x: Tensor) -> Tensor:
-    """[n, H, C] -> [1, H, n, C]."""
-    return x.transpose(0, 1)[None]
 
 
 __all__ = ["KERNELS", "Scores", "attend", "prepare", "use"]
