@@ -32,7 +32,7 @@ family = replace(
     architectures={"MarianMTModel": "language_model"},
     presets={
         "tiny": _size(64, 2, 4, 256, vocab_size=1024, max_position_embeddings=128),
-        "small": _size(256, 4, 4, 1024, vocab_size=8192),
+        "small": _size(256, 3, 4, 1024, vocab_size=8192),
         "base": _size(512, 6, 8, 2048, vocab_size=37000),
         "big": _size(1024, 6, 16, 4096, vocab_size=37000, dropout=0.3),
     },
