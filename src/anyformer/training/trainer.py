@@ -27,6 +27,7 @@ from anyformer.training.averaging import Average
 from anyformer.training.lora import Adapted
 from anyformer.training.objectives import OBJECTIVES, Batch
 from anyformer.training.optimizers import load_moments, moments, optimizers, set_learning_rate
+from anyformer.training.precision import products_in
 from anyformer.training.prepare import Text, starting_model
 from anyformer.training.ranks import Alone
 from anyformer.training.recipe import Recipe
@@ -162,7 +163,7 @@ class Trainer:
                 yield batch if counts else replace(batch, target_count=0)
 
     def _precision(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16")
+        return products_in(self.settings.precision, self.device)
 
 
 def in_parts(examples: Sequence[Any], most: int) -> Iterator[Sequence[Any]]:
