@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,16 @@ def test_records_packed_are_records_alone() -> None:
         together, _ = objective.loss(after, objective.batch(records, generator))
         alone = sum(objective.loss(after, objective.batch([record], generator))[0] for record in records)
         torch.testing.assert_close(together, alone)
+
+
+def test_a_batch_that_only_fills_up_counts_for_nothing() -> None:
+    """Where many processes share a step's batches, one may be there twice, its second time without targets."""
+    objective = Preferences(LLAMA)
+    objective.begin(settings(), lambda: copy.deepcopy(LLAMA))
+    batch = objective.batch(records_of(objective, LLAMA, BETTER), np.random.default_rng(0))
+    filler = replace(batch, target_count=0)
+    loss, added = objective.loss(LLAMA, filler)
+    assert loss == 0 and added == 0 and not any(objective.measure(LLAMA, filler).values())
 
 
 @torch.no_grad()

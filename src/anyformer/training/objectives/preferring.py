@@ -101,13 +101,15 @@ class Preferences(Conditional, RecordObjective):
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         assert isinstance(model, Transformer)
         margins, added = self.margins(model, batch)
-        return -F.logsigmoid(margins).sum(), added * batch.target_count
+        # By the count, which is 0 where a batch only fills up.
+        return -F.logsigmoid(margins).mean() * batch.target_count, added * batch.target_count
 
     @torch.no_grad()
     def measure(self, model: Transformer, batch: Batch) -> dict[str, Tensor]:
         """The loss, how often the chosen answer has the higher reward, and by how much."""
         margins, _ = self.margins(model, batch)
-        return {"loss": -F.logsigmoid(margins).sum(), "accuracy": (margins > 0).sum(), "margin": margins.sum()}
+        found = {"loss": -F.logsigmoid(margins), "accuracy": (margins > 0).float(), "margin": margins}
+        return {name: each.mean() * batch.target_count for name, each in found.items()}
 
     def margins(self, model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
         """(r(chosen) - r(rejected) of each record, float32; what the model itself adds to be minimised)."""
