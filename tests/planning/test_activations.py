@@ -18,6 +18,8 @@ ROWS, TOKENS = 2, 128
 #: How far off planning may be. Soft caps and windows go through kernels of which it knows the outlines; latent
 #: attention is a family's own.
 WITHIN = {"deepseek_v3": 0.15, "gemma2": 0.1, "modernbert": 0.06, "mistral": 0.06}
+#: Of packed rows: how long documents are, which planning does not know, decides what windows and biases come to.
+WITHIN_PACKED = WITHIN | dict.fromkeys(("bloom", "gemma3", "mistral", "modernbert", "mpt", "t5"), 0.13)
 
 
 def kept_bytes(spec: Transformer, **inputs: Any) -> int:
@@ -47,11 +49,12 @@ def kept_bytes(spec: Transformer, **inputs: Any) -> int:
 @pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
 @pytest.mark.parametrize("name", families.registry.registered())
 def test_what_is_kept_is_what_is_foretold(name: str, packed: bool) -> None:
-    """Within 4% for every family's tiny model without dropout, whole rows and packed ones, by what autograd holds."""
+    """Within 4% for nearly every family's tiny model without dropout, whole rows and packed ones, by what autograd
+    holds."""
     spec = with_dropout(families.registry.named(name)("tiny"), 0.0)
-    documents = {"documents": ((TOKENS,),) * ROWS} if packed else {}
+    documents = {"documents": ((40, 88), (TOKENS,))} if packed else {}
     if packed and spec.shape == "encoder-decoder":
         documents["source_documents"] = documents["documents"]
     real = kept_bytes(spec, **documents)
     foretold, _ = activations(spec, Step(rows=ROWS, tokens=TOKENS, packed=packed))
-    assert foretold == pytest.approx(real, rel=WITHIN.get(name, 0.04))
+    assert foretold == pytest.approx(real, rel=(WITHIN_PACKED if packed else WITHIN).get(name, 0.04))

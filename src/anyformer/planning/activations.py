@@ -30,6 +30,8 @@ from anyformer.spec import (
 #: Activations whose backward pass needs what they gave; the others need what they were given, so both are kept.
 BY_OUTPUT = frozenset({"relu", "sigmoid", "tanh"})
 WIDE = 4
+#: Of `parts/kernels/products.py`: weights that it keeps at most, in elements, and queries of a causal block.
+LARGEST_KEPT, BLOCK = 1 << 24, 128
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Pass:
 
     - `width`: bytes of a product's number.
     - `tensor`: over how many ranks heads and feed-forward widths are divided.
-    - `packed`: rows hold documents one by one.
+    - `packed`: rows hold documents of different lengths.
     - `fused`: kernels of accelerators, which keep less of an RMS norm and of dropout.
     - `relative`: layers share a table of relative positions.
     """
@@ -125,14 +127,14 @@ def _attention_bytes(attention: Attention, step: Pass) -> int:
     seen = step.rows * step.source if attention.source == "cross" else n
     queries, keys = n * attention.heads * C, seen * attention.kv_heads * C
     blocks = _blocks(attention, step)
-    # Packed documents, or blocks of a window, are attended to one by one, and what comes of it is laid side by side.
+    # Packed documents, or blocks of a window, are attended to apart, and what comes of it is laid side by side.
     outputs = 1 + step.packed + (blocks > 1)
     kept = (queries * (1 + outputs) + 2 * keys * blocks) * step.width + n * attention.heads * WIDE
     norm = attention.query_key_norm
     if norm is not None:
         copies = 2 if norm.kind == "rms" and norm.weight and not step.fused else 1
         kept += copies * (queries + keys) * WIDE
-    return (kept + step.rows * attention.heads * _scores(attention, step) * WIDE) // step.tensor
+    return (kept + step.rows * attention.heads * _score_bytes(attention, step)) // step.tensor
 
 
 def _blocks(attention: Attention, step: Pass) -> int:
@@ -144,14 +146,21 @@ def _blocks(attention: Attention, step: Pass) -> int:
     return 1 + (left > 1) + (right > 1)
 
 
-def _scores(attention: Attention, step: Pass) -> int:
-    """How many scores a head keeps: none with the kernels that compute them again (Dao et al. 2022), which know no soft
-    cap and no sinks, learn no bias, and on CPUs drop nothing out."""
+def _score_bytes(attention: Attention, step: Pass) -> int:
+    """Bytes of scores that a head keeps for a row: none with the kernels that compute them again (Dao et al. 2022).
+    Those know no soft cap and no sinks, learn no bias, and on CPUs drop nothing out."""
     keys = step.source if attention.source == "cross" else step.tokens
+    pairs = step.tokens * keys
+    if attention.soft_cap is not None or attention.sinks:
+        return 3 * pairs * WIDE
     learned = isinstance(attention.position, RelativeBuckets) or (step.relative and attention.source == "self")
-    if attention.soft_cap is not None or attention.sinks or (attention.dropout and not step.fused):
-        return 3 * step.tokens * keys
-    return step.tokens * keys if learned else 0
+    drops = attention.dropout > 0 and not step.fused
+    asked = not step.fused and (learned or drops or step.width < WIDE) and _blocks(attention, step) == 1
+    if asked and step.rows * attention.heads * pairs <= LARGEST_KEPT:
+        # The weights alone (`parts/kernels/products.py`); of a causal mask, block by block, about half of them.
+        seen = step.tokens * (step.tokens + BLOCK) // 2 if attention.visibility == "causal" else pairs
+        return min(seen, pairs) * (step.width + drops)
+    return pairs * WIDE * (3 if drops else learned)
 
 
 def _feed_forward_bytes(feed_forward: FeedForward, step: Pass) -> int:

@@ -53,7 +53,7 @@ class Step:
     - `rows` of `tokens` tokens (and of `source`, of an encoder-decoder) at a time: the micro-batch of each device that
       reads rows of its own.
     - `accumulates`: a step has several micro-batches, so that gradients stand while activations do.
-    - `average`: the weights are averaged (`ema`). `packed`: rows hold documents one by one.
+    - `average`: the weights are averaged (`ema`). `packed`: rows hold documents of different lengths.
     - `fused`: an accelerator's kernels (`activations.Pass`).
     """
 
