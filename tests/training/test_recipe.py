@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from anyformer import families, text
 from anyformer.errors import TrainingError
+from anyformer.model import build
 from anyformer.training import Recipe, read_recipe
 from anyformer.training.prepare import check_model
 
@@ -166,9 +169,15 @@ def test_a_spec_file_is_read_into_the_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "path", sorted((Path(__file__).parents[2] / "recipes").glob("*.toml")), ids=lambda path: path.stem
 )
-def test_the_recipes_that_come_along_are_whole(path: Path) -> None:
-    """Each reads, and its model can have its objective."""
-    check_model(read_recipe(path))
+def test_the_recipes_that_come_along_are_whole(path: Path, tmp_path: Path) -> None:
+    """Each reads, and its model can have its objective; what continues one, from any checkpoint."""
+    overrides = []
+    if "from" in tomllib.loads(path.read_text())["model"]:
+        model = build(families.llama("tiny", vocab_size=257), seed=0)
+        model.tokenizer = text.byte_level()
+        model.save(tmp_path)
+        overrides = [f'model.from="{tmp_path}"']
+    check_model(read_recipe(path, overrides))
 
 
 def test_a_recipe_that_is_missing_or_no_toml_is_named(tmp_path: Path) -> None:
