@@ -23,8 +23,8 @@ from anyformer.planning import forward_flops
 from anyformer.training import read_metrics, read_recipe, train
 from anyformer.training.lora import Lora, adapt, check, targets
 from anyformer.training.optimizers import learning
-from anyformer.training.scale import ALONE
-from anyformer.training.scale import check as check_scale
+from anyformer.training.scale.sizes import ALONE
+from anyformer.training.scale.sizes import check as check_scale
 
 peft = pytest.importorskip("peft")
 

@@ -79,7 +79,7 @@ def train(
     The run directory is a checkpoint like any other, at the end and after Ctrl-C, which saves what has been learned.
     """
     from anyformer import training
-    from anyformer.training.ranks import leads
+    from anyformer.training.scale.ranks import leads
 
     given = {
         "run.directory": str(out) if out is not None else None,

@@ -1,7 +1,7 @@
 """How long a training step takes on a mesh of devices: products against peak rates, bytes sent against links.
 
-What is sent is what the trainer sends (`training/parallel.py`), for one device and step; a ring of g ranks sends and
-receives (g - 1)/g of what is gathered or scattered, and twice that of what is summed everywhere.
+What is sent is what the trainer sends (`training/scale/parallel.py`), for one device and step; a ring of g ranks sends
+and receives (g - 1)/g of what is gathered or scattered, and twice that of what is summed everywhere.
 
     shard     float32 parameters of each layer, gathered for the forward and the backward pass; gradients scattered back
     data      gradients, summed once a step

@@ -77,7 +77,7 @@ def _muon_for(parameters: Iterable[Tensor]) -> type[Muon]:
     """The Muon for parameters that this process has all of, or that lie over many."""
     if all(mesh_of(parameter) is None for parameter in parameters):
         return Muon
-    from anyformer.training.sharded_muon import ShardedMuon
+    from anyformer.training.scale.sharded_muon import ShardedMuon
 
     return ShardedMuon
 

@@ -23,9 +23,9 @@ from anyformer.model import Transformer, build, load
 from anyformer.spec.dropout import with_dropout
 from anyformer.training import lora
 from anyformer.training.objectives import OBJECTIVES
-from anyformer.training.progress import Display
 from anyformer.training.recipe import NewTokenizer, Recipe
 from anyformer.training.state import aside_of, put_in_place, read_json, write_json
+from anyformer.training.watching.progress import Display
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from anyformer.training.lora import Lora
 from anyformer.training.objectives import OBJECTIVES
 from anyformer.training.optimizers import OPTIMIZERS
 from anyformer.training.schedules import SCHEDULES
-from anyformer.training.trackers import TRACKERS
+from anyformer.training.watching.trackers import TRACKERS
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Strings = tuple[str, ...]

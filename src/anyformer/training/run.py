@@ -29,14 +29,12 @@ import torch
 
 from anyformer.errors import AnyformerError, CheckpointError, TextError, TrainingError
 from anyformer.model.building import best_device
-from anyformer.training.circumstances import circumstances
 from anyformer.training.prepare import Text, check_model, described, prepare_text, saved_model, starting_model
-from anyformer.training.progress import Display
-from anyformer.training.ranks import Alone, joined, leads
 from anyformer.training.recipe import Recipe, read_recipe
-from anyformer.training.scale import check as check_scale
+from anyformer.training.scale.ranks import Alone, joined, leads
+from anyformer.training.scale.sizes import check as check_scale
+from anyformer.training.scale.snapshots import is_sharded
 from anyformer.training.schedules import learning_rate, usual_peak
-from anyformer.training.snapshots import is_sharded
 from anyformer.training.state import (
     Checkpoints,
     Counters,
@@ -47,9 +45,11 @@ from anyformer.training.state import (
     read_metrics,
     write_json,
 )
-from anyformer.training.trackers import trackers_of
 from anyformer.training.trainer import Trainer
-from anyformer.training.watch import watched
+from anyformer.training.watching.circumstances import circumstances
+from anyformer.training.watching.progress import Display
+from anyformer.training.watching.trackers import trackers_of
+from anyformer.training.watching.watch import watched
 
 #: Before a run of so many minutes, the share of them spent on finding out how long a step takes.
 REHEARSAL = 0.03

@@ -29,9 +29,9 @@ from anyformer.training.objectives import OBJECTIVES, Batch
 from anyformer.training.optimizers import load_moments, moments, optimizers, set_learning_rate
 from anyformer.training.precision import products_in
 from anyformer.training.prepare import Text, starting_model
-from anyformer.training.ranks import Alone
 from anyformer.training.recipe import Recipe
-from anyformer.training.snapshots import saved_tensors
+from anyformer.training.scale.ranks import Alone
+from anyformer.training.scale.snapshots import saved_tensors
 
 
 @dataclass(frozen=True)

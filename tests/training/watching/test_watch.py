@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from anyformer.errors import TrainingError
-from anyformer.training import read_metrics, train, watch
+from anyformer.training import read_metrics, train
 from anyformer.training.trainer import Trainer, Update
+from anyformer.training.watching import watch
 
 Recipes = Callable[..., dict[str, Any]]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Muon
 
-from anyformer.training.sharded import part_of
+from anyformer.training.scale.sharded import part_of
 
 
 class ShardedMuon(Muon):

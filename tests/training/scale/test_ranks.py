@@ -16,7 +16,7 @@ import anyformer as af
 from anyformer.errors import TrainingError
 from anyformer.training import read_metrics, train
 from anyformer.training.recipe import Scale
-from anyformer.training.scale import sizes_for
+from anyformer.training.scale.sizes import sizes_for
 
 Recipe = dict[str, Any]
 STEPS = 6
@@ -174,7 +174,7 @@ def test_models_that_do_not_divide_are_refused(recipe: Any, sizes: dict[str, int
     """One sentence, before anything long begins."""
     from anyformer.training.prepare import described
     from anyformer.training.recipe import read_recipe
-    from anyformer.training.scale import ALONE, check
+    from anyformer.training.scale.sizes import ALONE, check
 
     chosen = read_recipe(recipe("refused", mixture="expert" in sizes))
     with pytest.raises(TrainingError, match=message):

@@ -44,7 +44,7 @@ def saved_tensors(directory: Path, model: Transformer) -> dict[str, dict[str, Te
         return torch.zeros((), device=parameter.device) if name.endswith(".step") else torch.zeros_like(parameter)
 
     if is_sharded(directory):
-        from anyformer.training.sharded import read_shards
+        from anyformer.training.scale.sharded import read_shards
 
         return read_shards(directory, like)
     kinds = (what for what in ("optimizer", "average") if (directory / f"{what}.safetensors").exists())
@@ -59,6 +59,6 @@ def _laid_like(parameter: Tensor, whole: Tensor) -> Tensor:
     """This process' part of a tensor as large as a parameter."""
     if mesh_of(parameter) is None or whole.shape != parameter.shape:
         return whole
-    from anyformer.training.sharded import part_of
+    from anyformer.training.scale.sharded import part_of
 
     return part_of(parameter, whole)

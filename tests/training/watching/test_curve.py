@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from anyformer.training.curve import STRETCHES, Curves, Means, limits
+from anyformer.training.watching.curve import STRETCHES, Curves, Means, limits
 
 BRAILLE = "".join(map(chr, range(0x2800, 0x2900)))
 

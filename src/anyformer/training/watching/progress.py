@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from anyformer.training.curve import Curves, Means
+from anyformer.training.watching.curve import Curves, Means
 
 #: Seconds between refreshes of the live display, and between plain lines.
 LIVE_EVERY, PLAIN_EVERY = 0.25, 15.0

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.optim import Muon
 
-from anyformer.training.sharded_muon import ShardedMuon
+from anyformer.training.scale.sharded_muon import ShardedMuon
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from anyformer import families, model, spec
-from anyformer.training import peak
-from anyformer.training.peak import matrices, matrix_rate, peak_tokens
+from anyformer.training.watching import peak
+from anyformer.training.watching.peak import matrices, matrix_rate, peak_tokens
 
 CPU = torch.device("cpu")
 

@@ -22,8 +22,8 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from anyformer import spec
 from anyformer.model import Transformer
 from anyformer.parts.experts import Experts
-from anyformer.training.meshes import Common, Exchange, exchange
 from anyformer.training.optimizers import local
+from anyformer.training.scale.meshes import Common, Exchange, exchange
 
 
 def divide_experts(model: Transformer, mesh: DeviceMesh) -> list[Common]:

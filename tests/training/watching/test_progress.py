@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from anyformer.training import progress
-from anyformer.training.progress import Display, StepsView, clock
+from anyformer.training.watching import progress
+from anyformer.training.watching.progress import Display, StepsView, clock
 
 
 def row(step: int, loss: float | None, **more: float) -> dict[str, float | None]:

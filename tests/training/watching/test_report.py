@@ -13,7 +13,7 @@ import pytest
 
 from anyformer.errors import TrainingError
 from anyformer.training import train
-from anyformer.training.report import facts, read_history, write_report
+from anyformer.training.watching.report import facts, read_history, write_report
 
 Recipes = Callable[..., dict[str, Any]]
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.distributed.device_mesh import init_device_mesh
 
-from anyformer.training.scale import Sizes
+from anyformer.training.scale.sizes import Sizes
 
 #: A parameter that the ranks of a group hold in common, but each uses for a part of the work, so that its gradient is
 #: their sum: its module, its name, the group.

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from anyformer.errors import TrainingError
 from anyformer.model import Transformer
 from anyformer.model.building import best_device
-from anyformer.training.scale import ALONE, Sizes, sizes_for
-from anyformer.training.snapshots import write_whole
+from anyformer.training.scale.sizes import ALONE, Sizes, sizes_for
+from anyformer.training.scale.snapshots import write_whole
 from anyformer.training.state import Checkpoints, Counters, read_json
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Ranks(Alone):
     def __init__(self, sizes: Sizes) -> None:
         import torch.distributed as dist
 
-        from anyformer.training.meshes import Meshes
+        from anyformer.training.scale.meshes import Meshes
 
         self.sizes, self.rank, self.size = sizes, dist.get_rank(), dist.get_world_size()
         self._device = _own_device()
@@ -155,7 +155,7 @@ class Ranks(Alone):
         return (seed + self.row) % 2**64
 
     def lay(self, model: Transformer) -> None:
-        from anyformer.training.parallel import lay
+        from anyformer.training.scale.parallel import lay
 
         self._laid = lay(model, self.meshes)
 
@@ -169,7 +169,7 @@ class Ranks(Alone):
         self._laid.is_last(index + 1 == count)
 
     def checkpoints(self, run: Path, keep: int) -> Checkpoints:
-        from anyformer.training.sharded import ShardedCheckpoints
+        from anyformer.training.scale.sharded import ShardedCheckpoints
 
         return ShardedCheckpoints(run, keep)
 
@@ -183,12 +183,12 @@ class Ranks(Alone):
         return path, Counters(**read_json(path / "state.json"))
 
     def save(self, model: Transformer, directory: Path) -> None:
-        from anyformer.training.sharded import save_whole
+        from anyformer.training.scale.sharded import save_whole
 
         save_whole(model, directory, self.leads)
 
     def write(self, directory: Path, model: Transformer, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        from anyformer.training.sharded import write_shards
+        from anyformer.training.scale.sharded import write_shards
 
         write_shards(directory, {"model": dict(model.named_parameters()), **tensors})
 

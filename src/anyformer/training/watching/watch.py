@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from anyformer.data import spread
-from anyformer.training.peak import peak_tokens
-from anyformer.training.progress import Display
 from anyformer.training.recipe import Recipe
-from anyformer.training.report import write_report
-from anyformer.training.samples import sample_every, take
 from anyformer.training.state import Metrics, metrics_rows
-from anyformer.training.trackers import following, trackers_of
 from anyformer.training.trainer import Trainer
+from anyformer.training.watching.peak import peak_tokens
+from anyformer.training.watching.progress import Display
+from anyformer.training.watching.report import write_report
+from anyformer.training.watching.samples import sample_every, take
+from anyformer.training.watching.trackers import following, trackers_of
 
 Watch = Callable[[Mapping[str, Any]], None]
 

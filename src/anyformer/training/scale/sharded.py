@@ -28,7 +28,7 @@ from anyformer import checkpoints
 from anyformer.errors import TrainingError
 from anyformer.model import Transformer
 from anyformer.model.building import best_device
-from anyformer.training.snapshots import Tensors
+from anyformer.training.scale.snapshots import Tensors
 from anyformer.training.state import Checkpoints, Counters, empty_aside, put_in_place, seal, sha256
 
 SHARDS = "shards"

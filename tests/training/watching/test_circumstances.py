@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from anyformer.training.circumstances import circumstances
+from anyformer.training.watching.circumstances import circumstances
 
 
 def test_the_commit_is_that_of_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

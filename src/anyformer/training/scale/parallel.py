@@ -36,11 +36,11 @@ from anyformer.parts.experts import Experts
 from anyformer.parts.feedforward import FeedForward
 from anyformer.parts.kernels import Scores
 from anyformer.parts.positions import RelativePositions
-from anyformer.training.context_parallel import divide_sequences
-from anyformer.training.expert_parallel import divide_experts
-from anyformer.training.heads import HeadsOf
-from anyformer.training.meshes import Common, Meshes
 from anyformer.training.optimizers import local
+from anyformer.training.scale.context_parallel import divide_sequences
+from anyformer.training.scale.expert_parallel import divide_experts
+from anyformer.training.scale.heads import HeadsOf
+from anyformer.training.scale.meshes import Common, Meshes
 
 
 class Laid:

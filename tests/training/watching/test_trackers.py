@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from anyformer.errors import TrainingError
-from anyformer.training import read_metrics, read_recipe, trackers, train
-from anyformer.training.trackers import cut_back, following, identity, named, trackers_of
+from anyformer.training import read_metrics, read_recipe, train
 from anyformer.training.trainer import Trainer
+from anyformer.training.watching import trackers
+from anyformer.training.watching.trackers import cut_back, following, identity, named, trackers_of
 
 Recipes = Callable[..., dict[str, Any]]
 

@@ -30,8 +30,8 @@ from anyformer.parts.context import Context
 from anyformer.parts.experts import Experts
 from anyformer.parts.kernels import Scores, attend
 from anyformer.parts.masks import Mask, Tokens, Visible, lower
-from anyformer.training.heads import HeadsOf
-from anyformer.training.meshes import Exchange
+from anyformer.training.scale.heads import HeadsOf
+from anyformer.training.scale.meshes import Exchange
 
 
 def divide_sequences(model: Transformer, group: dist.ProcessGroup) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyformer.training.charts import HEIGHT, POINTS, WIDTH, Curve, chart, compact, in_view, ticks
+from anyformer.training.watching.charts import HEIGHT, POINTS, WIDTH, Curve, chart, compact, in_view, ticks
 
 FINITE = st.floats(-1e9, 1e9, allow_subnormal=False)
 

@@ -10,7 +10,7 @@ from objectives import records_of, tiny, windows_of
 
 from anyformer.model import Transformer
 from anyformer.training.objectives import OBJECTIVES, Objective
-from anyformer.training.samples import GIVEN, HIDDEN, WRITTEN, sample_every, take
+from anyformer.training.watching.samples import GIVEN, HIDDEN, WRITTEN, sample_every, take
 
 PAIRS = [{"source": "ein Haus", "target": "a house"}, {"source": "x", "target": "y"}]
 TALK = [{"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "four"}]}]

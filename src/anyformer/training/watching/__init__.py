@@ -1,0 +1,1 @@
+"""What people watch of a run: the display, trackers, samples, and the report."""
