@@ -71,7 +71,8 @@ def write_report(directory: Path) -> Path:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"compact": compact, "visible": visible, "count": lambda number: f"{number:,.0f}"}
-    template = environment.from_string(resources.files("anyformer.training").joinpath("report.html").read_text("utf-8"))
+    page = resources.files("anyformer.training.watching").joinpath("report.html")
+    template = environment.from_string(page.read_text("utf-8"))
     path = directory / "report.html"
     aside = path.with_name(f".{path.name}.partial")
     aside.write_text(template.render(facts(directory)), encoding="utf-8", errors="replace")
