@@ -152,8 +152,8 @@ class Training(Part, frozen=True):
       what the run gives; its checkpoints hold both (`averaging.Average`).
     - `checkpoint_activations`: keep only the input of each layer for the backward pass, which computes the rest again:
       less memory, a third more work, the same bits.
-    - `precision`: of the products; weights, moments, norms and losses are float32 either way. `bfloat16` is used where
-      the device is faster at it (not on an x86 CPU without AMX).
+    - `precision`: of the products; weights, moments, norms and losses are float32 either way. A CPU may be slower at
+      bfloat16 than at float32; the run says so.
     - `validate_every`, `checkpoint_every`: steps; by default a twentieth and a tenth of the run.
     - `validate_tokens`: how much of the held-out text a validation reads, evenly spread.
     - `skip_limit`: so many steps in a row with a non-finite loss or gradient end the run.

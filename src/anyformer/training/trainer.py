@@ -27,7 +27,6 @@ from anyformer.training.averaging import Average
 from anyformer.training.lora import Adapted
 from anyformer.training.objectives import OBJECTIVES, Batch
 from anyformer.training.optimizers import load_moments, moments, optimizers, set_learning_rate
-from anyformer.training.precision import products_in
 from anyformer.training.prepare import Text, starting_model
 from anyformer.training.recipe import Recipe
 from anyformer.training.scale.ranks import Alone
@@ -163,7 +162,7 @@ class Trainer:
                 yield batch if counts else replace(batch, target_count=0)
 
     def _precision(self) -> AbstractContextManager[Any]:
-        return products_in(self.settings.precision, self.device)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16")
 
 
 def in_parts(examples: Sequence[Any], most: int) -> Iterator[Sequence[Any]]:

@@ -60,3 +60,22 @@ def test_it_is_measured_once_for_each_machine(tmp_path: Path, monkeypatch: pytes
     assert peak_tokens(tmp_path, here) == 4000.0  # type: ignore[arg-type]
     known = json.loads((tmp_path / "peak.json").read_text())
     assert [each["flop_per_second"] for each in known.values()] == [1e9, 2e9]
+
+
+@pytest.mark.parametrize(("narrow", "said"), [(1e9, 1), (3e9, 0)])
+def test_a_precision_that_is_slower_here_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, narrow: float, said: int
+) -> None:
+    """Who asks for bfloat16 on a machine that is faster at float32 is told, with the share; nobody else is."""
+    monkeypatch.setattr(peak, "matrix_rate", lambda spec, rows, dtype, _: narrow if dtype == torch.bfloat16 else 2e9)
+    trainer = SimpleNamespace(
+        settings=SimpleNamespace(precision="bfloat16", batch_tokens=512),
+        device=CPU,
+        micro_tokens=64,
+        model=SimpleNamespace(spec=preset("llama:tiny")),
+        flops=512,
+        ranks=SimpleNamespace(sizes={}),
+    )
+    notes: list[str] = []
+    assert peak_tokens(tmp_path, trainer, notes.append) == narrow  # type: ignore[arg-type]
+    assert len(notes) == said and all("bfloat16 at 50% of the rate of float32" in note for note in notes)

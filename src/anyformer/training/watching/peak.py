@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,14 +28,17 @@ if TYPE_CHECKING:
 #: Seconds and products spent on all shapes together and on each one.
 SECONDS, TRIES = 0.5, 24
 FEWEST_ROWS = 64
+#: A precision at less than this share of the rate of float32 is noted.
+SLOWER = 0.9
 #: No matrix of a product has more numbers; a larger one is cut, which takes nothing from its rate. Cores reach it with
 #: few, a device with many.
 HOST_NUMBERS, DEVICE_NUMBERS = 1 << 22, 1 << 27
 
 
-def peak_tokens(directory: Path, trainer: Trainer) -> float:
+def peak_tokens(directory: Path, trainer: Trainer, note: Callable[[str], None] = lambda text: None) -> float:
     """Tokens a second that a run would train on if its machines did nothing but the products that the model needs
-    (the planner's count). Measured once in a run's `directory` for each kind of machine.
+    (the planner's count). Measured once in a run's `directory` for each kind of machine; where float32 would have been
+    faster than the run's precision, as on CPUs that only know how to compute bfloat16, that is noted.
 
     It draws no random number of the process: the run is the same with and without it.
     """
@@ -44,8 +48,16 @@ def peak_tokens(directory: Path, trainer: Trainer) -> float:
     where = f"{machine} {device}, {processes} x {torch.get_num_threads()} threads, {settings.precision}"
     known = read_json(path) if path.exists() else {}
     if where not in known:
-        dtype = getattr(torch, settings.precision)
-        rate = matrix_rate(trainer.model.spec, trainer.micro_tokens, dtype, device)
+        dtypes = {settings.precision: getattr(torch, settings.precision), "float32": torch.float32}
+        rates = {
+            name: matrix_rate(trainer.model.spec, trainer.micro_tokens, dtype, device) for name, dtype in dtypes.items()
+        }
+        rate = rates[settings.precision]
+        if rate < SLOWER * rates["float32"]:
+            note(
+                f"this machine multiplies {settings.precision} at {rate / rates['float32']:.0%} of the rate of "
+                f"float32; training.precision 'float32' would be faster"
+            )
         tokens = rate * processes * settings.batch_tokens / trainer.flops
         known |= {where: {"flop_per_second": rate, "tokens_per_second": tokens}}
         write_json(path, known)

@@ -34,7 +34,7 @@ def watched(
         yield lambda row: None
         return
     rows = metrics_rows(directory / "metrics.jsonl")
-    title, peak = str(directory), peak_tokens(directory, trainer)
+    title, peak = str(directory), peak_tokens(directory, trainer, display.note)
     try:
         with (
             display.steps(begin, steps, title=title, peak=peak, earlier=rows) as show,
