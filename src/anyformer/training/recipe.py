@@ -154,6 +154,7 @@ class Training(Part, frozen=True):
       less memory, a third more work, the same bits.
     - `precision`: of the products; weights, moments, norms and losses are float32 either way. A CPU may be slower at
       bfloat16 than at float32; the run says so.
+    - `compile`: the feed-forwards of the layers; by default on accelerators (`compiling.compile_regions`).
     - `validate_every`, `checkpoint_every`: steps; by default a twentieth and a tenth of the run.
     - `validate_tokens`: how much of the held-out text a validation reads, evenly spread.
     - `skip_limit`: so many steps in a row with a non-finite loss or gradient end the run.
@@ -183,6 +184,7 @@ class Training(Part, frozen=True):
     ema: Share = 0.0
     checkpoint_activations: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool | None = None
     checkpoint_every: PositiveInt | None = None
     checkpoint_keep: Annotated[int, Field(ge=2)] = 2
     validate_every: PositiveInt | None = None

@@ -24,6 +24,7 @@ from anyformer.data import Loader, spread
 from anyformer.model import Transformer
 from anyformer.planning import forward_flops
 from anyformer.training.averaging import Average
+from anyformer.training.compiling import compile_regions
 from anyformer.training.lora import Adapted
 from anyformer.training.objectives import OBJECTIVES, Batch
 from anyformer.training.optimizers import load_moments, moments, optimizers, set_learning_rate
@@ -56,6 +57,7 @@ class Trainer:
         model.checkpoint_activations(settings.checkpoint_activations)
         self.device = next(model.parameters()).device
         self.objective.begin(settings, lambda: starting_model(recipe, text.tokenizer, self.device, text.labels))
+        compile_regions(model, settings.compile, self.device)
         ranks.lay(model)
         self.optimizers = optimizers(settings.optimizer, model, settings.weight_decay)
         self.average = Average(model, settings.ema) if settings.ema else None
