@@ -309,7 +309,7 @@ def _by_kind(data: Any) -> Any:
     if not isinstance(data, dict):
         return data
     kind = data.get("kind")
-    if kind not in _MIXERS:
+    if not isinstance(kind, str) or kind not in _MIXERS:
         raise ValueError(f"no mixer is of kind {kind!r}; known kinds: {', '.join(sorted(_MIXERS))}")
     return _MIXERS[kind].model_validate(data)
 
