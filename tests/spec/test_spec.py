@@ -308,7 +308,7 @@ HEAD = {"kind": "language_model"}
             {"mixer": {}, "norm": None},
             "no mixer is of kind None; known kinds: attention, ",
         ),
-        (spec.Branch, {"mixer": {"kind": ["attention"]}, "norm": None}, r"no mixer is of kind \['attention'\]; known"),
+        (spec.Branch, {"mixer": {"kind": ["attention"]}, "norm": None}, "no mixer is of kind ['attention']; known"),
         (spec.Block, {"branches": []}, "wrong at 'branches'"),
         (
             spec.Block,
