@@ -213,12 +213,9 @@ def _with_spec(model: Transformer, described: spec.Transformer, seed: int) -> Tr
         for name, parameter in made.named_parameters():
             if name in has and has[name].shape == parameter.shape:
                 parameter.copy_(has[name])
-    made.family, made.origin, made.generation, made.carried = (
-        model.family,
-        model.origin,
-        model.generation,
-        model.carried,
-    )
+    made.family, made.origin, made.generation = model.family, model.origin, model.generation
+    # Tensors that nothing read, such as a pooler's, would stand beside those of the new head.
+    made.carried = None if model.carried is None else replace(model.carried, tensors={})
     return made
 
 

@@ -156,3 +156,19 @@ def test_a_trained_encoder_gets_a_head_and_keeps_its_layers(recipe: Any, tmp_pat
     again = af.load(train(more, progress=False).directory, device="cpu")
     assert again.carried is not None and again.carried.attributes["id2label"] == {"0": "down", "1": "up"}
     torch.testing.assert_close(again.head.output.weight, after.head.output.weight)
+
+
+def test_a_pooler_that_nothing_read_gives_way_to_the_new_head(recipe: Any, tmp_path: Path) -> None:
+    """What a bare encoder's file holds of transformers' pooler does not stand beside that of the run's own head."""
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=300
+    )
+    BertModel(config).save_pretrained(tmp_path / "bare")
+    text.byte_level().save(tmp_path / "bare")
+    (tmp_path / "rows.tsv").write_text("good day\tup\nbad day\tdown\n" * 40)
+    data = {"train": str(tmp_path / "rows.tsv"), "held_out": 8}
+    chosen = {**recipe(objective="classify", steps=2), "model": {"from": str(tmp_path / "bare")}, "data": data}
+    model = af.load(train(chosen, progress=False).directory, device="cpu")
+    assert isinstance(model.spec.head, spec.SequenceClassificationHead)
