@@ -132,13 +132,13 @@ def _latent_attention() -> type:
     import torch
     from torch import nn
 
-    from anyformer.parts import kernels
     from anyformer.parts.attention import attention_mask
     from anyformer.parts.cache import LayerCache
     from anyformer.parts.context import Context
     from anyformer.parts.kernels import Scores
     from anyformer.parts.kernels.int8_rows import numbers
     from anyformer.parts.linear import Linear, SideBySide, lay_side_by_side, project
+    from anyformer.parts.masks import Tokens
     from anyformer.parts.norms import Norm
     from anyformer.parts.positions import rotary_angles
 
@@ -191,26 +191,33 @@ def _latent_attention() -> type:
                 q = self.query(self.query_norm(q))
             q = q.unflatten(-1, (self.heads, -1))
             tables = context.rotary(self.angles, context.queries)
-            turned = self.angles.rotate(q[..., self.key_dim :], tables).transpose(1, 2)
-            plain = q[..., : self.key_dim].transpose(1, 2)
+            q = torch.cat((q[..., : self.key_dim], self.angles.rotate(q[..., self.key_dim :], tables)), -1)
             row = torch.cat((self.latent_norm(latent)[:, :, None], self.angles.rotate(key[:, :, None], tables)), -1)
             (kept,), keys = context.keep(cache, row.transpose(1, 2))
-            rows = numbers(kept, row.dtype)
-            visible = context.visible(self.mask, keys)
-            scores = Scores(self.scale, dropout=self.dropout if self.training else 0.0)
-            if self.absorbs(plain.shape[2], rows.shape[2]):
-                make_key, make_value = (made.weight.unflatten(0, (self.heads, -1)) for made in (self.key, self.value))
-                q = torch.cat((torch.einsum("bhtc,hcl->bhtl", plain, make_key), turned), -1)
-                out = kernels.attend(q, rows, rows, visible, scores)[..., : self.latent_dim]
-                out = torch.einsum("bhtl,hcl->bhtc", out, make_value)
-            else:
-                k, v = (
-                    make(rows[:, 0, :, : self.latent_dim]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-                    for make in (self.key, self.value)
-                )
-                k = torch.cat((k, rows[..., self.latent_dim :].expand(-1, self.heads, -1, -1)), -1)
-                out = kernels.attend(torch.cat((plain, turned), -1), k, v, visible, scores)
+            out = self.attended(context, keys, q.transpose(1, 2), numbers(kept, row.dtype))
             return self.output(out.transpose(1, 2).flatten(2))
+
+        def attended(self, context: Context, keys: Tokens, q: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            """What each head reads [B, H, T, C'], of queries [B, H, T, C + R] over rows [B, 1, S, L + R]."""
+            scores = self.scores(context)
+            if not self.absorbs(q.shape[2], rows.shape[2]):
+                return context.attend(*self.each_head(q, rows), self.mask, keys, scores)
+            plain, turned = q.split((self.key_dim, self.rotary_dim), -1)
+            make_key, make_value = (made.weight.unflatten(0, (self.heads, -1)) for made in (self.key, self.value))
+            q = torch.cat((torch.einsum("bhtc,hcl->bhtl", plain, make_key), turned), -1)
+            out = context.attend(q, rows, rows, self.mask, keys, scores)[..., : self.latent_dim]
+            return torch.einsum("bhtl,hcl->bhtc", out, make_value)
+
+        def each_head(self, q: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            """The queries, with the keys [B, H, S, C + R] and values [B, H, S, C'] that the rows stand for."""
+            k, v = (
+                make(rows[:, 0, :, : self.latent_dim]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                for make in (self.key, self.value)
+            )
+            return q, torch.cat((k, rows[..., self.latent_dim :].expand(-1, self.heads, -1, -1)), -1), v
+
+        def scores(self, context: Context) -> Scores:
+            return Scores(self.scale, dropout=self.dropout if self.training else 0.0)
 
         def absorbs(self, tokens: int, keys: int) -> bool:
             # A matrix that was replaced or hooked (an adapter, a trace) wants to be asked itself.

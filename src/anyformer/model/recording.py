@@ -136,6 +136,7 @@ def recordable(x: Tensor, context: Context, layers: nn.ModuleList) -> bool:
         and cache.length > 0
         and not layers.training
         and native.few(x)
+        and not layers._forward_hooks
         and not torch._C._len_torch_dispatch_stack()
     )
 

@@ -12,7 +12,7 @@ from anyformer.parts import masks
 from anyformer.parts.cache import LayerCache
 from anyformer.parts.context import Context
 from anyformer.parts.kernels import Scores, few, native
-from anyformer.parts.kernels.int8_rows import Int8Rows
+from anyformer.parts.kernels.int8_rows import Int8Rows, numbers
 from anyformer.parts.linear import Linear, SideBySide, added, lay_side_by_side, project
 from anyformer.parts.masks import Bias, Tokens
 from anyformer.parts.norms import Norm, norm_of
@@ -88,8 +88,16 @@ class Attention(SideBySide):
             q, k, v, keys = self.cross_heads(x_BTD if norm is None else norm(x_BTD), context, cache)
         else:
             q, k, v, keys = self.self_heads(x_BTD, context, cache, norm)
-        out = context.attend(q, k, v, self.mask, keys, self.scores(context))
+        out = self.attended(context, keys, q, k, v)
         return added(self.output, out.transpose(1, 2).flatten(2), residual)
+
+    def attended(self, context: Context, keys: Tokens, q: Tensor, k: Tensor | Int8Rows, v: Tensor | Int8Rows) -> Tensor:
+        """What each head reads, [B, H, T, C]."""
+        return context.attend(q, k, v, self.mask, keys, self.scores(context))
+
+    def each_head(self, q: Tensor, k: Tensor | Int8Rows, v: Tensor | Int8Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """Of what `attended` is given: queries [B, H, T, C], keys and values [B, K, S, C], as numbers."""
+        return q, numbers(k, q.dtype), numbers(v, q.dtype)
 
     def prepare(self, context: Context, dtype: torch.dtype) -> None:
         """Have the context make, before any layer runs, what the layers of a pass without a cache share. `dtype` is
