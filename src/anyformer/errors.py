@@ -39,3 +39,7 @@ class TrainingError(AnyformerError):
 
 class PlanError(AnyformerError):
     """A plan cannot be made of this: an impossible budget, an unknown device, too few runs for a law."""
+
+
+class ExperimentError(AnyformerError):
+    """An experiment does not exist, or lacks what it needs; a comparison compares nothing."""

@@ -14,6 +14,7 @@ from anyformer.cli.chat import chat
 from anyformer.cli.convert import convert
 from anyformer.cli.embed import embed
 from anyformer.cli.evaluate import evaluate
+from anyformer.cli.experiment import experiment
 from anyformer.cli.generate import generate
 from anyformer.cli.inspect import inspect
 from anyformer.cli.list import list_
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _verb in (train, generate, chat, evaluate, embed, inspect, plan, convert, verify, bench):
+for _verb in (train, generate, chat, evaluate, embed, inspect, plan, convert, verify, bench, experiment):
     app.command()(_verb)
 app.command("list")(list_)
 
