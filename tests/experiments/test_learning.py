@@ -11,7 +11,7 @@ import torch
 from anyformer import model as models
 from anyformer.errors import ExperimentError
 from anyformer.experiments import Lab
-from anyformer.experiments.learning import attention, decoder, held_out_loss, learn, text_ids, windows
+from anyformer.experiments.learning import attention, decoder, held_out_loss, learn, text_ids, thinned, windows
 from anyformer.spec import FeedForward, Rotary
 
 
@@ -47,3 +47,10 @@ def test_text_is_the_users_or_pythons_own(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"short")
     with pytest.raises(ExperimentError, match="holds 5 bytes; an experiment learns from"):
         text_ids(Lab(tmp_path, data=tmp_path))
+
+
+def test_a_thinned_curve_keeps_its_mean_and_is_short() -> None:
+    """Stretches of equal length, each at its middle; a curve that is short already stays as it is."""
+    assert thinned([4.0, 2.0, 3.0, 1.0], points=2) == {"step": [0.5, 2.5], "loss": [3.0, 2.0]}
+    assert thinned([4.0, 2.0]) == {"step": [0.0, 1.0], "loss": [4.0, 2.0]}
+    assert len(thinned([0.0] * 1234)["loss"]) == 50

@@ -6,7 +6,8 @@ A recipe and `anyformer train` are for models that are kept; these are trained t
 from __future__ import annotations
 
 import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,3 +145,11 @@ def held_out_loss(model: Transformer, ids: Tensor, length: int, rows: int = 64, 
         assert loss is not None
         losses.append(loss.item() * len(part))
     return sum(losses) / rows
+
+
+def thinned(losses: Sequence[float], points: int = 50) -> dict[str, list[float]]:
+    """A training curve of few points: the mean loss over each stretch of steps, and the step in its middle."""
+    edges = [len(losses) * point // points for point in range(points + 1)]
+    spans = [(low, high) for low, high in pairwise(edges) if low < high]
+    means = [round(sum(losses[low:high]) / (high - low), 4) for low, high in spans]
+    return {"step": [(low + high - 1) / 2 for low, high in spans], "loss": means}
