@@ -5,6 +5,7 @@
     model.generate(["Once upon"])                 texts in, texts out
     af.plan("llama:8b", device="h100")            what it costs to train and to serve, and whether it fits
     af.train("recipe.toml")                       a run directory, which `load` reads
+    with af.trace(model, "**.weights") as t: ...  what passes through a model while it runs
 
 Names are imported when first used, so that nothing waits for torch that does not need it.
 """
@@ -22,6 +23,7 @@ _HOME = {
     "load": "anyformer.model",
     "plan": "anyformer.planning",
     "train": "anyformer.training",
+    "trace": "anyformer.inspection",
     "verify": "anyformer.inspection",
 }
 _ROOMS = (
@@ -44,6 +46,7 @@ _ROOMS = (
 if TYPE_CHECKING:
     from anyformer import families as families
     from anyformer import spec as spec
+    from anyformer.inspection import trace as trace
     from anyformer.inspection import verify as verify
     from anyformer.model import Transformer as Transformer
     from anyformer.model import build as build
@@ -51,7 +54,7 @@ if TYPE_CHECKING:
     from anyformer.planning import plan as plan
     from anyformer.training import train as train
 
-__all__ = ["Transformer", "build", "families", "load", "plan", "spec", "train", "verify"]
+__all__ = ["Transformer", "build", "families", "load", "plan", "spec", "trace", "train", "verify"]
 
 
 def __getattr__(name: str) -> Any:
