@@ -129,7 +129,7 @@ def start(
     recipe: dict[str, Any] = {
         "tokenizer": {"train": {"vocabulary": spec.decoder.embeddings.vocabulary}},
         "run": {"directory": "run"},
-        "model": {"spec": _short(spec)},
+        "model": {"spec": short(spec)},
         "data": {"train": "texts"},
         "training": training,
     }
@@ -165,7 +165,7 @@ def _step(spec: Transformer, length: int, batch: int, device: Device | None, dev
     return next(fitting, replace(ways[-1], rows=1))
 
 
-def _short(spec: Transformer) -> dict[str, Any]:
+def short(spec: Transformer) -> dict[str, Any]:
     """A spec as people would write it: what is as it would be anyhow is left out."""
 
     def kinds(data: Any, whole: Any) -> Any:

@@ -303,6 +303,11 @@ def _put(data: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
+    put(data, key, value)
+
+
+def put(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key of a recipe's data; of keys of which a recipe has exactly one, the others are put away."""
     for group in ALTERNATIVES:
         if key in group:
             for other in group:

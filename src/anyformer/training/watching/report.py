@@ -11,9 +11,8 @@ from array import array
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +23,9 @@ from anyformer.toml import to_toml
 from anyformer.training.state import Checkpoints, metrics_rows, read_json
 from anyformer.training.watching.charts import Chart, Curve, chart, compact
 from anyformer.training.watching.progress import clock
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 #: Of the samples over time, and of the files of the data, so many are on the page; of steps that were skipped, so many
 #: are pointed out.
@@ -66,16 +68,23 @@ def write_report(directory: Path) -> Path:
     """Write `report.html` into a run's directory, and give its path. Raises `TrainingError` where there is no run."""
     if not (directory / "run.json").exists():
         raise TrainingError(f"{directory} holds no run to report on (it has no run.json)")
-    # Lazily, because a run does not wait for a template engine before its first step.
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"compact": compact, "visible": visible, "count": lambda number: f"{number:,.0f}"}
-    page = resources.files("anyformer.training.watching").joinpath("report.html")
-    template = environment.from_string(page.read_text("utf-8"))
+    template = templates(__package__).get_template("report.html")
     path = directory / "report.html"
     disk.write(path, template.render(facts(directory)).encode("utf-8", "replace"))
     return path
+
+
+def templates(room: str) -> Environment:
+    """The templates of pages that stand for themselves: those of a room's own, and what they share."""
+    # Lazily, because a run does not wait for a template engine before its first step.
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    loader = ChoiceLoader([PackageLoader(each, ".") for each in (room, __package__)])
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"compact": compact, "visible": visible, "count": lambda number: f"{number:,.0f}"}
+    return environment
 
 
 def facts(directory: Path) -> dict[str, Any]:
