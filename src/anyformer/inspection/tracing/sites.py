@@ -64,8 +64,8 @@ def sites(model: Transformer, *patterns: str) -> list[str]:
     return [name for name in names if name in found]
 
 
-def matching(names: Sequence[str], pattern: str) -> list[str]:
-    """Those of the names that a pattern matches, which must be one at least."""
+def matching(names: Sequence[str], pattern: str, of: str = "model") -> list[str]:
+    """Those of the names, a model's or a trace's, that a pattern matches, which must be one at least."""
     rule = re.compile("".join(_RULES.get(piece, re.escape(piece)) for piece in re.split(r"(\*\*|\*)", pattern)))
     found = [name for name in names if rule.fullmatch(name)]
     if found:
@@ -73,10 +73,9 @@ def matching(names: Sequence[str], pattern: str) -> list[str]:
     general = list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names))
     nearest = get_close_matches(re.sub(r"\.-?\d+\.", ".*.", pattern), general, n=3, cutoff=0) or general[:3]
     depths = {name.split(".")[0]: int(name.split(".")[2]) for name in names if ".layers." in name}
-    layers = " and ".join(f"{stack}.layers.0 to {last}" for stack, last in depths.items())
-    raise InputError(
-        f"no site of this model matches '{pattern}'; it has {layers}, and the nearest patterns are {', '.join(nearest)}"
-    )
+    layers = [f"{stack}.layers.0 to {last}" for stack, last in depths.items()] if of == "model" else []
+    has = f"it has {' and '.join(layers)}, and " if layers else ""
+    raise InputError(f"no site of this {of} matches '{pattern}'; {has}the nearest patterns are {', '.join(nearest)}")
 
 
 _RULES = {"**": r".*", "*": r"[^.]*"}

@@ -71,7 +71,7 @@ class Trace:
     def passes(self, site: str) -> list[Tensor]:
         """What passed at this site, pass by pass: all of it with `keep="all"`, else the last alone."""
         if site not in self._passed:
-            matching(list(self.sites), site)  # says which are near
+            matching(list(self.sites), site, "trace")  # says which are near
             raise InputError(f"'{site}' names many sites; ask for one, or use items() or stack() with a pattern")
         if not self._passed[site]:
             raise InputError(f"nothing has passed '{site}' yet; run the model within the trace")
@@ -79,7 +79,7 @@ class Trace:
 
     def items(self, pattern: str = "**") -> Iterator[tuple[str, Tensor]]:
         """The sites that match, in the order in which the model passes them, each with what passed there last."""
-        return ((site, self[site]) for site in matching(list(self.sites), pattern))
+        return ((site, self[site]) for site in matching(list(self.sites), pattern, "trace"))
 
     def stack(self, pattern: str) -> Tensor:
         """What passed last at the sites that match, one behind the other along a new first dimension."""
