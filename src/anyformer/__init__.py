@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Transformer": "anyformer.model",
     "build": "anyformer.model",
+    "compare": "anyformer.comparing",
     "load": "anyformer.model",
     "plan": "anyformer.planning",
     "train": "anyformer.training",
@@ -41,11 +42,13 @@ _ROOMS = (
     "data",
     "training",
     "inspection",
+    "comparing",
 )
 
 if TYPE_CHECKING:
     from anyformer import families as families
     from anyformer import spec as spec
+    from anyformer.comparing import compare as compare
     from anyformer.inspection import trace as trace
     from anyformer.inspection import verify as verify
     from anyformer.model import Transformer as Transformer
@@ -54,7 +57,7 @@ if TYPE_CHECKING:
     from anyformer.planning import plan as plan
     from anyformer.training import train as train
 
-__all__ = ["Transformer", "build", "families", "load", "plan", "spec", "trace", "train", "verify"]
+__all__ = ["Transformer", "build", "compare", "families", "load", "plan", "spec", "trace", "train", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ import typer
 
 from anyformer.cli.bench import bench
 from anyformer.cli.chat import chat
+from anyformer.cli.compare import compare
 from anyformer.cli.convert import convert
 from anyformer.cli.embed import embed
 from anyformer.cli.evaluate import evaluate
@@ -35,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _verb in (train, generate, chat, evaluate, embed, inspect, plan, convert, verify, bench, experiment):
+for _verb in (train, generate, chat, evaluate, embed, inspect, plan, compare, convert, verify, bench, experiment):
     app.command()(_verb)
 app.command("list")(list_)
 

@@ -27,6 +27,8 @@ from anyformer.training.watching.progress import clock
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+#: Where the templates are.
+HERE = "anyformer.training.watching"
 #: Of the samples over time, and of the files of the data, so many are on the page; of steps that were skipped, so many
 #: are pointed out.
 SAMPLED, FILES, MARKS = 12, 30, 200
@@ -68,7 +70,7 @@ def write_report(directory: Path) -> Path:
     """Write `report.html` into a run's directory, and give its path. Raises `TrainingError` where there is no run."""
     if not (directory / "run.json").exists():
         raise TrainingError(f"{directory} holds no run to report on (it has no run.json)")
-    template = templates(__package__).get_template("report.html")
+    template = templates(HERE).get_template("report.html")
     path = directory / "report.html"
     disk.write(path, template.render(facts(directory)).encode("utf-8", "replace"))
     return path
@@ -79,7 +81,7 @@ def templates(room: str) -> Environment:
     # Lazily, because a run does not wait for a template engine before its first step.
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-    loader = ChoiceLoader([PackageLoader(each, ".") for each in (room, __package__)])
+    loader = ChoiceLoader([PackageLoader(each, ".") for each in (room, HERE)])
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
