@@ -7,7 +7,7 @@ NATIVE := $(foreach kind,cpp h py,$(wildcard src/anyformer/parts/kernels/native/
 # Run directory of the demo.
 RUN ?= demo
 
-.PHONY: demo test check install format clean
+.PHONY: demo test check docs install format clean
 
 demo: .venv/installed  ## train a small model for about three minutes on Python's own library, and let it speak
 	@test ! -e $(RUN) || { echo "$(RUN)/ holds an earlier demo: look with '$(BIN)/anyformer inspect $(RUN)', or 'rm -r $(RUN)' and try again."; exit 2; }
@@ -31,7 +31,13 @@ check: .venv/tested .venv/checked  ## style, types, floors, and that the README 
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest tests/test_readme.py tests/test_docs.py
+	$(BIN)/python -m pytest tests/test_readme.py tests/test_docs.py tests/test_pages.py
+	$(BIN)/python -m sphinx -n -W --keep-going -q -E docs build/docs
+
+docs: .venv/checked  ## the pages as a site, in build/docs, which needs no network to be read
+	$(BIN)/python docs/generate.py
+	$(BIN)/python -m sphinx -n -W --keep-going -q -E docs build/docs
+	@echo "build/docs/index.html"
 
 format: .venv/checked
 	$(BIN)/ruff check --fix .
@@ -53,7 +59,7 @@ install: .venv/installed
 	@touch $@
 
 .venv/checked: .venv/tested
-	$(PIP) --editable '.[check]'
+	$(PIP) --editable '.[check,docs]'
 	@touch $@
 
 clean:

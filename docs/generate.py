@@ -1,4 +1,5 @@
-"""What pages say of the families, read off the code: the table in README.md, and docs/families.md.
+"""What pages say of families and experiments, read off the code and its results: the table of families in README.md,
+docs/families.md, what an experiment found on the page of its concept, and the table of all of them.
 
     python docs/generate.py
 
@@ -16,6 +17,8 @@ from math import lcm
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import evidence
+
 from anyformer import families
 from anyformer.cli.list import PARITY, parity
 from anyformer.cli.list import families as listed
@@ -25,7 +28,8 @@ from anyformer.planning import parameters
 from anyformer.spec import Attention, Block, Branch, Mixer, Stack, Transformer
 from anyformer.spec.base import Part
 
-ROOT = Path(__file__).resolve().parent.parent
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
 SOURCE = ROOT / "src" / "anyformer" / "families"
 #: Numbers that presets of one family choose differently. Whether there is such a number at all is a part of the family.
 SIZES = frozenset(
@@ -350,21 +354,24 @@ def _and(parts: Sequence[str]) -> str:
 
 def put(page: str, mark: str, text: str) -> str:
     """A page with `text` between its marks of that name."""
-    begins, ends = rf"<!-- {mark}: .*? -->\n", rf"<!-- /{mark} -->"
+    begins, ends = rf"<!-- {mark}: [^\n]*? -->\n", rf"<!-- /{mark} -->"
     return re.sub(rf"({begins}).*?({ends})", lambda found: found[1] + text + found[2], page, flags=re.DOTALL)
 
 
 def pages() -> Iterable[tuple[Path, str]]:
     """Each page, as it should read."""
-    for path, mark, text in (
-        (ROOT / "README.md", "families", families_table()),
-        (ROOT / "docs" / "families.md", "generated", families_page()),
-    ):
-        yield path, put(path.read_text(encoding="utf-8"), mark, text)
+    readme, families_md = ROOT / "README.md", DOCS / "families.md"
+    yield readme, put(readme.read_text(encoding="utf-8"), "families", families_table())
+    yield families_md, put(families_md.read_text(encoding="utf-8"), "generated", families_page())
+    for path in sorted(DOCS.glob("*.md")):
+        page = path.read_text(encoding="utf-8")
+        for name in evidence.named(page):
+            page = put(page, f"experiment {name}", evidence.block(name))
+        yield path, put(page, "experiments", evidence.table()) if path.name == "experiments.md" else page
 
 
 def write() -> None:
-    """Bring both pages up to date."""
+    """Bring all pages up to date."""
     for path, text in pages():
         path.write_text(text, encoding="utf-8")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -21,11 +22,11 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def generate() -> ModuleType:
     """docs/generate.py."""
-    found = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        return importlib.import_module("generate")
+    finally:
+        sys.path.pop(0)
 
 
 def test_pages_are_up_to_date(generate: ModuleType) -> None:
