@@ -55,6 +55,7 @@ def generate(
     grammar: settings.Grammar = None,
     prompt_lookup: settings.PromptLookup = None,
     quantize_cache: settings.QuantizeCache = None,
+    batch_invariant: settings.BatchInvariant = None,
     draft: settings.Draft = None,
     logprobs: settings.Logprobs = None,
     as_json: JsonOption = False,

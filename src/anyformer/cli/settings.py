@@ -218,6 +218,14 @@ PromptLookup = Annotated[
         show_default=False,
     ),
 ]
+BatchInvariant = Annotated[
+    bool | None,
+    typer.Option(
+        "--batch-invariant",
+        help="Let no answer depend on the others, to the bit: slower.",
+        show_default=False,
+    ),
+]
 QuantizeCache = Annotated[
     CacheType | None,
     typer.Option(

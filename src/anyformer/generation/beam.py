@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from anyformer.generation.answer import Token
-from anyformer.generation.decoding import Constraint, Decoder, checked, most_new, read
+from anyformer.generation.decoding import Constraint, Decoder, begin, checked, most_new
 from anyformer.generation.penalties import Said
 from anyformer.generation.settings import Settings
 from anyformer.generation.stopping import written
@@ -168,8 +168,7 @@ def search(
     lengths = [prompt.shape[1]] * len(prompt) if valid is None else valid.sum(1).tolist()
     searches = [_groups(settings, most_new(model, length, settings), tokenizer) for length in lengths]
     running, width = [each for its in searches for each in its], settings.beams // settings.beam_groups
-    cache = model.new_cache(len(prompt), quantize=settings.quantize_cache)
-    logits = read(model, prompt, cache, valid=valid, source=source, source_valid=source_valid)
+    cache, logits = begin(model, prompt, settings, valid=valid, source=source, source_valid=source_valid)
     said = Said(settings, prompt, valid)
     side_by_side = torch.arange(len(prompt), device=prompt.device).repeat_interleave(settings.beams)
     logits = logits[side_by_side]

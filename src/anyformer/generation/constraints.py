@@ -153,13 +153,17 @@ class Constraint:
         """The constraint of each row by itself."""
         return [Constraint([line]) for line in self.lines]
 
+    def of_rows(self, rows: Sequence[int]) -> Constraint:
+        """The constraint of these rows, which go on by themselves."""
+        return Constraint([self.lines[row].copy() for row in rows])
+
     def copy(self) -> Constraint:
         """A constraint whose rows have come as far, and go on by themselves."""
-        return Constraint([line.copy() for line in self.lines])
+        return self.of_rows(range(len(self.lines)))
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Let row i continue what row rows[i] has said."""
-        self.lines = [self.lines[row].copy() for row in rows]
+        self.lines = self.of_rows(rows).lines
 
 
 def constraint_of(settings: Settings, tokenizer: Tokenizer | None, rows: int) -> Constraint | None:

@@ -61,6 +61,11 @@ class Decoder(Protocol):
         """What its numbers are, those of a cache too."""
         ...
 
+    def rows_together(self, length: int) -> int:
+        """How many rows of at most `length` tokens may take a step of one token each side by side, and each get the
+        bits that it gets alone; 1 where nothing is known of that."""
+        ...
+
     @property
     def positions(self) -> int | None:
         """How many positions the decoder has learned; None where any position will do."""
@@ -79,6 +84,11 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device | 
     lengths = torch.tensor([len(row) for row in rows], device=device)
     valid = torch.arange(longest, device=device)[None] >= longest - lengths[:, None]
     return ids, None if all(len(row) == longest for row in rows) else valid
+
+
+def unpadded(ids: Tensor, valid: Tensor | None) -> list[list[int]]:
+    """The rows of ids [B, T], those of them that are `valid`."""
+    return ids.tolist() if valid is None else [row[real].tolist() for row, real in zip(ids, valid)]
 
 
 class Constraint(Protocol):
@@ -100,10 +110,11 @@ class Constraint(Protocol):
 @dataclass(frozen=True, slots=True)
 class Step:
     """What a step has chosen for each row, `filler` after an end, and what the model had said of it: the logits before
-    anything was done to them."""
+    anything was done to them. Rows that are `over` had no room for more, and may have said no end token."""
 
     ids_B: Tensor
     logits_BV: Tensor
+    over: frozenset[int] = frozenset()
 
 
 def _asked(truth: Tensor) -> Callable[[], bool]:
@@ -169,12 +180,11 @@ def choices(
     """
     prompt, valid = checked(prompt, valid)
     rows, length = len(prompt) * draws, prompt.shape[1]
-    cache = model.new_cache(len(prompt), quantize=settings.quantize_cache) if cache is None else cache
-    begins = cache.length + length == 1
-    most = most_new(model, cache.length + length, settings)
+    before = 0 if cache is None else cache.length
+    begins, most = before + length == 1, most_new(model, before + length, settings)
     numbers = Draws(settings.seed, rows, prompt.device) if settings.temperature > 0 else None
     said, ends = Said(settings, prompt, valid), Ends(settings, rows, prompt.device)
-    logits = read(model, prompt, cache, valid=valid, source=source, source_valid=source_valid)
+    cache, logits = begin(model, prompt, settings, cache, valid=valid, source=source, source_valid=source_valid)
     if draws > 1:
         each = torch.arange(len(prompt), device=prompt.device).repeat_interleave(draws)
         cache.reorder(each)
@@ -241,6 +251,38 @@ def most_new(model: Decoder, length: int, settings: Settings) -> int:
         )
     # The last position still predicts one token more.
     return min(settings.max_new_tokens, model.positions - length + 1)
+
+
+def begin(
+    model: Decoder,
+    prompt: Tensor,
+    settings: Settings,
+    cache: Cache | None = None,
+    *,
+    valid: Tensor | None = None,
+    source: Tensor | None = None,
+    source_valid: Tensor | None = None,
+) -> tuple[Cache, Tensor]:
+    """A cache that has read prompts [B, T], a new one unless it is given, and the logits [B, V] after them. Where rows
+    must not depend on each other (`batch_invariant`), each prompt is read by itself, equal ones once."""
+    if cache is not None or not settings.batch_invariant:
+        cache = model.new_cache(len(prompt), quantize=settings.quantize_cache) if cache is None else cache
+        return cache, read(model, prompt, cache, valid=valid, source=source, source_valid=source_valid)
+    sources = [None] * len(prompt) if source is None else unpadded(source, source_valid)
+    found: dict[str, tuple[Cache, Tensor]] = {}
+    rows = []
+    for its in zip(unpadded(prompt, valid), sources):
+        if str(its) not in found:
+            own, asked = (None if ids is None else torch.tensor([ids], device=prompt.device) for ids in its)
+            assert own is not None
+            alone = model.new_cache(1, quantize=settings.quantize_cache)
+            found[str(its)] = alone, read(model, own, alone, source=asked)
+        rows.append(found[str(its)])
+    if len(rows) == 1:
+        return rows[0]
+    cache = model.new_cache(len(rows), quantize=settings.quantize_cache)
+    cache.join([alone for alone, _ in rows])
+    return cache, torch.cat([logits for _, logits in rows])
 
 
 def read(

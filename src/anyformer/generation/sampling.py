@@ -52,8 +52,17 @@ def next_token(logits_BV: Tensor, settings: Settings, draws: Draws | None) -> Te
     """The next id of each row, [B]: the likeliest, or, at a temperature above 0, a draw."""
     if draws is None or settings.temperature == 0:
         return likeliest(logits_BV)
+    numbers_B = draws.next()
+    if settings.batch_invariant:
+        # How many of its likeliest tokens are looked at may hang on other rows, and with it what ties come to.
+        each = zip(logits_BV.split(1), numbers_B.split(1))
+        return torch.cat([_draw(logits, number, settings) for logits, number in each])
+    return _draw(logits_BV, numbers_B, settings)
+
+
+def _draw(logits_BV: Tensor, numbers_B: Tensor, settings: Settings) -> Tensor:
     shares, ids = kept(logits_BV.float(), settings)
-    at = drawn(shares, draws.next())
+    at = drawn(shares, numbers_B)
     return at if ids is None else ids.gather(1, at[:, None])[:, 0]
 
 

@@ -99,6 +99,8 @@ class Settings(BaseModel):
                         once if it has at all (OpenAI's definition). Of the prompt nothing counts
     bad_words           sequences of ids of which none is ever completed; one that is an end token alone does not count
     max_new_tokens      the most to add to each sequence
+    batch_invariant     give a sequence, to the bit, what it gets alone, whatever shares its batch: slower
+                        (`generation/invariance.py`)
     quantize_cache      keep keys and values in 8 bits ("int8"): about half the bytes of bfloat16, nearly the same text
     eos                 ids that end a sequence; `pad` fills up after one
     stop                texts that end a sequence, too, and are not part of it, wherever tokens begin and end
@@ -135,6 +137,7 @@ class Settings(BaseModel):
     presence_penalty: float = 0.0
     bad_words: tuple[Word, ...] = ()
     max_new_tokens: PositiveInt = 64
+    batch_invariant: bool = False
     quantize_cache: Literal["int8"] | None = None
     bos: int | None = None
     eos: Ids = ()

@@ -18,6 +18,7 @@ from anyformer.generation import Answer, Settings, Tally, answers, decode, left_
 from anyformer.model.draft import check_draft
 from anyformer.model.heads import build_head, pool
 from anyformer.model.stack import Stack
+from anyformer.model.together import rows_together
 from anyformer.parts.cache import Cache
 from anyformer.parts.context import Context
 from anyformer.parts.masks import Lengths, Tokens
@@ -124,6 +125,11 @@ class Transformer(nn.Module):
         """How many positions the output stack has learned; None where any position will do."""
         position = self.spec.output.embeddings.position
         return position.size if isinstance(position, spec.Learned) else None
+
+    def rows_together(self, length: int) -> int:
+        """How many rows of at most `length` tokens may take a step of one token each side by side, and each get the
+        bits that it gets alone (`model/together.py`); 1 where nothing is known of that."""
+        return rows_together(self, length)
 
     def forward(
         self,
@@ -311,7 +317,7 @@ class Transformer(nn.Module):
         if not prompts:
             return []
         tokenizer = self._tokenizer()
-        if chosen.beams > 1 or chosen.stop:
+        if chosen.beams > 1 or chosen.stop or chosen.batch_invariant:
             steps = stream(self, chosen, tokenizer, **self.beginning(ids, valid, chosen), **speculation)
             return ["".join(row) for row in zip(*steps)]
         new = self._generate(ids, valid, chosen, speculation)

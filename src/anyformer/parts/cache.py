@@ -99,6 +99,14 @@ class LayerCache:
         if self.crossed is not None:
             self.crossed = (self.crossed[0].index_select(0, rows), self.crossed[1].index_select(0, rows))
 
+    def join(self, others: Sequence[LayerCache]) -> None:
+        """Take in the one row of each of the others, with as many slots as the largest has."""
+        each = zip(*(other.stored for other in others))
+        self.stored = tuple(_stacked([store[:, :, :-1] for store in stores], 1) for stores in each)
+        if others[0].crossed is not None:
+            keys, values = zip(*(other.crossed for other in others if other.crossed is not None))
+            self.crossed = (_stacked(keys), _stacked(values))
+
     def copy(self, to: Tensor, of: Tensor, length: int) -> None:
         """Let the rows `to` continue what the rows `of` have seen, up to `length` tokens, of the same source."""
         for store in self.stored:
@@ -110,6 +118,15 @@ class LayerCache:
         rows = torch.arange(len(of), device=of.device)
         for store in self.stored:
             store[rows, :, slots] = store[of, :, slots]
+
+
+def _stacked(rows: Sequence[Tensor], more: int = 0) -> Tensor:
+    """Rows [1, heads, slots, channels], one below the other; zeros where one has fewer slots, and in so many `more`."""
+    slots = max(row.shape[2] for row in rows)
+    stacked = rows[0].new_zeros(len(rows), rows[0].shape[1], slots + more, rows[0].shape[3])
+    for to, row in zip(stacked, rows):
+        to[:, : row.shape[2]] = row[0]
+    return stacked
 
 
 def _slice(store: Tensor, plan: Plan, new: Tensor) -> Tensor:
@@ -369,6 +386,26 @@ class Cache:
             self.source = Tokens(
                 self.source.length, device=self.device, start=0, valid=self.source.valid.index_select(0, rows)
             )
+
+    def join(self, others: Sequence[Cache]) -> None:
+        """Let row i of this cache, which has seen nothing, continue what the one row of others[i] has seen. Rotary
+        angles that follow the length reached would no longer be those of each row: there is no such cache of several.
+        """
+        assert not self.stretches and len(others) == self.batch_size
+        for index, layer in enumerate(self.layers):
+            layer.join([other.layers[index] for other in others])
+        lengths = [other.length for other in others]
+        self.length = max(lengths)
+        self.counts = None if min(lengths) == self.length else torch.tensor(lengths, device=self.device)
+        prefixes = [other.prefix for other in others if other.prefix is not None]
+        self.prefix = torch.cat(prefixes) if prefixes else None
+        sources = [other.source.length for other in others if other.source is not None]
+        if sources:
+            ends = torch.tensor(sources, device=self.device)[:, None]
+            valid = (
+                None if min(sources) == max(sources) else torch.arange(max(sources), device=self.device)[None] < ends
+            )
+            self.source = Tokens(max(sources), device=self.device, start=0, valid=valid)
 
     def bytes(self) -> int:
         """What the stored tensors take, in bytes."""
