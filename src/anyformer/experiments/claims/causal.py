@@ -8,7 +8,7 @@ import torch
 
 from anyformer import model as models
 from anyformer.experiments.experiment import Experiment, Lab, Numbers, Verdict, does_not_hold, holds, unclear
-from anyformer.experiments.learning import attention, decoder, learn, text_ids, windows
+from anyformer.experiments.learning import attention, decoder, learn, text_ids, thinned, windows
 from anyformer.spec import FeedForward, Rotary
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def measure(lab: Lab) -> Numbers:
         model = models.build(decoder(DIM, DEPTH, heads, FeedForward(hidden=4 * DIM)), seed=lab.seed)
         lab.say(f"training {name}")
         losses = learn(model, windows(train, LENGTH, ROWS, lab.seed), lab.times(STEPS), learning_rate=2e-3)
-        numbers[name] = {"losses": losses, **_ask(model, held_out)}
+        numbers[name] = {"losses": thinned(losses), **_ask(model, held_out)}
     return numbers
 
 
@@ -74,7 +74,7 @@ def judge(numbers: Numbers) -> Verdict:
 def draw(numbers: Numbers, figure: Figure) -> None:
     axes = figure.subplots()
     for name, label in (("masked", "causal mask"), ("unmasked", "no mask: it sees the answer")):
-        axes.plot(numbers[name]["losses"], label=label)
+        axes.plot(numbers[name]["losses"]["step"], numbers[name]["losses"]["loss"], label=label)
     axes.set(xlabel="step", ylabel="training loss, nats a byte", ylim=(0, None))
     axes.legend()
 
