@@ -12,12 +12,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from anyformer.errors import InputError
-from anyformer.inspection.tracing import trace
+from anyformer.inspection.tracing import Trace, trace
 from anyformer.model import Transformer
 
+OF_TEXT = ("previous", "first", "itself", "local", "entropy")
+OF_REPEATS = ("induction", "duplicate")
 #: Keys to either side, and the query itself, that count as near.
 NEAR = 3
 
@@ -53,9 +56,9 @@ def head_scores(
     and over queries from the second on. Raises `InputError` for a pattern that names no attention."""
     if tokens.shape[1] < 2:
         raise InputError("one token has nothing before it to attend to; give at least two")
-    with trace(model, f"{pattern}.weights") as t:
+    with trace(model, f"{pattern}.weights", reduce=lambda site, weights: _of_text(_square(site, weights))) as t:
         model(tokens, **given)
-    return _scores({site.removesuffix(".weights"): _of_text(_square(site, weights)) for site, weights in t.items()})
+    return _scores(t, OF_TEXT)
 
 
 @torch.no_grad()
@@ -73,11 +76,13 @@ def repeated_scores(
     stacks. Raises `InputError` for a model that has not learned so many positions."""
     tokens = repeated_tokens(model, length, rows, seed, first)
     given = {"source": tokens} if model.spec.shape == "encoder-decoder" else {}
-    with trace(model, f"{pattern}.weights") as t:
+
+    def reduced(site: str, weights: Tensor) -> Tensor:
+        return _of_repeats(_square(site, weights), length)
+
+    with trace(model, f"{pattern}.weights", reduce=reduced) as t:
         model(tokens, **given)
-    return _scores(
-        {site.removesuffix(".weights"): _of_repeats(_square(site, weights), length) for site, weights in t.items()}
-    )
+    return _scores(t, OF_REPEATS)
 
 
 def repeated_tokens(model: Transformer, length: int, rows: int, seed: int = 0, first: int | None = None) -> Tensor:
@@ -92,28 +97,22 @@ def repeated_tokens(model: Transformer, length: int, rows: int, seed: int = 0, f
     return torch.cat([*before, once, once], 1)
 
 
-def _of_text(weights: Tensor) -> dict[str, Tensor]:
-    """[H] each, of weights [B, H, T, T]."""
+def _of_text(weights: Tensor) -> Tensor:
+    """[scores of a text, H], of weights [B, H, T, T]."""
     T = weights.shape[-1]
     seen = (weights > 0).sum(-1)[:, :, 1:].clamp(min=2)
-    spread = -(weights * weights.clamp(min=1e-30).log()).sum(-1)[:, :, 1:] / seen.log()
+    entropy = -(weights * weights.clamp(min=1e-30).log()).sum(-1)[:, :, 1:] / seen.log()
     distance = torch.arange(T, device=weights.device)[:, None] - torch.arange(T, device=weights.device)
-    near = torch.where(distance.abs() <= NEAR, weights, 0).sum(-1)[:, :, 1:]
-    found = {
-        "previous": weights.diagonal(-1, -2, -1),
-        "first": weights[:, :, 1:, 0],
-        "itself": weights.diagonal(0, -2, -1)[:, :, 1:],
-        "local": near,
-        "entropy": spread,
-    }
-    return {name: score.mean((0, 2)).float() for name, score in found.items()}
+    local = torch.where(distance.abs() <= NEAR, weights, 0).sum(-1)[:, :, 1:]
+    itself = weights.diagonal(0, -2, -1)[:, :, 1:]
+    found = (weights.diagonal(-1, -2, -1), weights[:, :, 1:, 0], itself, local, entropy)
+    return torch.stack([score.mean((0, 2)) for score in found])
 
 
-def _of_repeats(weights: Tensor, length: int) -> dict[str, Tensor]:
-    """[H] each: of queries in the second half, to the same token in the first and to the one behind it."""
-    to_same = weights.diagonal(-length, -2, -1)[..., -length:]
-    to_next = weights.diagonal(1 - length, -2, -1)[..., -length:]
-    return {"induction": to_next.mean((0, 2)).float(), "duplicate": to_same.mean((0, 2)).float()}
+def _of_repeats(weights: Tensor, length: int) -> Tensor:
+    """[scores of repeats, H]: of queries in the second half, to what followed the same token in the first, and to it."""
+    found = (weights.diagonal(1 - length, -2, -1), weights.diagonal(-length, -2, -1))
+    return torch.stack([score[..., -length:].mean((0, 2)) for score in found])
 
 
 def _square(site: str, weights: Tensor) -> Tensor:
@@ -122,13 +121,8 @@ def _square(site: str, weights: Tensor) -> Tensor:
     return weights
 
 
-def _scores(found: dict[str, dict[str, Tensor]]) -> HeadScores:
-    most = max(len(score) for scores in found.values() for score in scores.values())
-    names = next(iter(found.values()))
-
-    def widened(score: Tensor) -> Tensor:
-        return torch.nn.functional.pad(score.cpu(), (0, most - len(score)), value=torch.nan)
-
-    return HeadScores(
-        list(found), {name: torch.stack([widened(scores[name]) for scores in found.values()]) for name in names}
-    )
+def _scores(t: Trace, names: tuple[str, ...]) -> HeadScores:
+    found = {site.removesuffix(".weights"): scores.float().cpu() for site, scores in t.items()}
+    most = max(scores.shape[1] for scores in found.values())
+    padded = [F.pad(scores, (0, most - scores.shape[1]), value=torch.nan) for scores in found.values()]
+    return HeadScores(list(found), dict(zip(names, torch.stack(padded, 1))))

@@ -278,3 +278,12 @@ def test_what_cannot_be_traced_says_so() -> None:
     model.decoder.layers[0].feed_forward.compile()
     with pytest.raises(InputError, match="a compiled model cannot be traced"):
         af.trace(model, "**")
+
+
+def test_of_a_value_only_what_is_asked_for_is_kept() -> None:
+    """A function of site and value, pass by pass; the model goes on with the value itself."""
+    model, given = built(families.named("llama"))
+    before = outcome(model, **given)
+    with af.trace(model, "**.weights", keep="all", reduce=lambda site, value: value.amax((0, 2, 3))) as t:
+        assert same(before, outcome(model, **given))
+    assert [value.shape for value in t.passes("decoder.layers.0.attention.weights")] == [(4,)]

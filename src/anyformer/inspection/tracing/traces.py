@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Literal, Self
 
@@ -26,6 +26,7 @@ class Trace:
 
     Every pass of the model within the block counts, also those that `generate` makes: the prompt's, then one a token.
     Of a site, `t[site]` is what passed there last; with `keep="all"`, `t.passes(site)` is the list of all, in order.
+    With `reduce`, only what that function of (site, value) gives is kept of a value: weights are large.
     What has passed stays readable after the block. Values are the model's own tensors, with their gradients where those
     are on (`torch.no_grad()` turns them off); change none in place.
 
@@ -37,13 +38,19 @@ class Trace:
 
     changes = False
 
-    def __init__(self, model: Transformer, *patterns: str, keep: Literal["last", "all"] = "last") -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        *patterns: str,
+        keep: Literal["last", "all"] = "last",
+        reduce: Callable[[str, Tensor], Tensor] | None = None,
+    ) -> None:
         watching.check_watchable(model)
         if not patterns:
             raise InputError("nothing to trace; name sites, such as 'decoder.layers.*.attention.weights', or '**'")
         if keep not in ("last", "all"):
             raise InputError(f"keep the 'last' pass or 'all', not {keep!r}")
-        self.model, self.keep = model, keep
+        self.model, self.keep, self.reduce = model, keep, reduce
         self._passed: dict[str, list[Tensor]] = {site: [] for site in sites(model, *patterns)}
         #: The names of the sites that are traced, in the order in which the model passes them.
         self.sites = self._passed.keys()
@@ -61,7 +68,7 @@ class Trace:
         passed = self._passed[site]
         if self.keep == "last":
             passed.clear()
-        passed.append(value)
+        passed.append(value if self.reduce is None else self.reduce(site, value))
         return value
 
     def __getitem__(self, site: str) -> Tensor:
@@ -99,9 +106,14 @@ class Trace:
         return site in self._passed
 
 
-def trace(model: Transformer, *patterns: str, keep: Literal["last", "all"] = "last") -> Trace:
+def trace(
+    model: Transformer,
+    *patterns: str,
+    keep: Literal["last", "all"] = "last",
+    reduce: Callable[[str, Tensor], Tensor] | None = None,
+) -> Trace:
     """Look at what passes through a model: see `Trace` for how, and `inspection/tracing/sites.py` for what there is.
 
     Raises `InputError` for a pattern that matches nothing, for a compiled model, and for one that drops at random.
     """
-    return Trace(model, *patterns, keep=keep)
+    return Trace(model, *patterns, keep=keep, reduce=reduce)
