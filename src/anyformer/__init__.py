@@ -23,6 +23,7 @@ _HOME = {
     "compare": "anyformer.comparing",
     "load": "anyformer.model",
     "plan": "anyformer.planning",
+    "sweep": "anyformer.comparing",
     "train": "anyformer.training",
     "trace": "anyformer.inspection",
     "verify": "anyformer.inspection",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from anyformer import families as families
     from anyformer import spec as spec
     from anyformer.comparing import compare as compare
+    from anyformer.comparing import sweep as sweep
     from anyformer.inspection import trace as trace
     from anyformer.inspection import verify as verify
     from anyformer.model import Transformer as Transformer
@@ -57,7 +59,7 @@ if TYPE_CHECKING:
     from anyformer.planning import plan as plan
     from anyformer.training import train as train
 
-__all__ = ["Transformer", "build", "compare", "families", "load", "plan", "spec", "trace", "train", "verify"]
+__all__ = ["Transformer", "build", "compare", "families", "load", "plan", "spec", "sweep", "trace", "train", "verify"]
 
 
 def __getattr__(name: str) -> Any:

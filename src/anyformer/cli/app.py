@@ -21,6 +21,7 @@ from anyformer.cli.inspect import inspect
 from anyformer.cli.list import list_
 from anyformer.cli.plan import plan
 from anyformer.cli.process import keep_freed_memory
+from anyformer.cli.sweep import sweep
 from anyformer.cli.train import train
 from anyformer.cli.verify import verify
 from anyformer.errors import AnyformerError
@@ -36,7 +37,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _verb in (train, generate, chat, evaluate, embed, inspect, plan, compare, convert, verify, bench, experiment):
+for _verb in (train, generate, chat, evaluate, embed, inspect):
+    app.command()(_verb)
+for _verb in (plan, compare, sweep, experiment, convert, verify, bench):
     app.command()(_verb)
 app.command("list")(list_)
 

@@ -1,4 +1,4 @@
-"""OUT/report.html: a comparison on one page that stands for itself, drawn as a run's own report is."""
+"""OUT/report.html: a comparison, or a sweep, on one page that stands for itself, drawn as a run's own report is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from anyformer import disk
-from anyformer.comparing.results import Comparison, Row, mean_curve
+from anyformer.comparing.results import Comparison, Row, Sweep, SweptRun, mean_curve
+from anyformer.laws.fitting import central
+from anyformer.laws.plot import isoflop_svg, svg
 from anyformer.toml import to_toml
 from anyformer.training.watching.charts import Chart, Curve, chart
 from anyformer.training.watching.report import templates
@@ -25,6 +27,58 @@ def write_report(comparison: Comparison) -> Path:
     page = templates("anyformer.comparing").get_template("comparison.html").render(facts(comparison))
     disk.write(path, page.encode("utf-8", "replace"))
     return path
+
+
+def write_sweep_report(sweep: Sweep) -> Path:
+    """Write `report.html` into the sweep's directory, and give its path."""
+    path = sweep.directory / "report.html"
+    asked = sweep.asked
+    page = templates("anyformer.comparing").get_template("sweep.html")
+    drawn = {
+        "name": sweep.directory.resolve().name,
+        "result": sweep_result(sweep),
+        "isoflop": isoflop_svg(sweep.runs, sweep.curves),
+        "law": None if sweep.law is None else svg(sweep.runs, sweep.law, sweep.curves),
+        "columns": SWEEP_COLUMNS,
+        "rows": [sweep_cells(each) for each in sweep.swept],
+        "notes": sweep.notes,
+        "recipe": to_toml({key: value for key, value in asked["base"].items() if key != "seed"}),
+    }
+    disk.write(path, page.render(drawn).encode("utf-8", "replace"))
+    return path
+
+
+#: The figures of a run of a sweep, in the order of `sweep_cells`.
+SWEEP_COLUMNS = ("budget", "parameters", "layers", "wide", "tokens", "tokens/parameter", "FLOPs counted", "loss")
+
+
+def sweep_cells(each: SweptRun) -> list[str]:
+    """A run's figures as people read them."""
+    return [
+        f"{each.budget:.3g}",
+        f"{each.parameters:,}",
+        f"{each.depth}",
+        f"{each.dim}",
+        f"{each.run.tokens:,}",
+        f"{each.run.tokens / each.parameters:,.1f}",
+        f"{each.flops:.3g}",
+        "diverged" if each.loss is None else f"{each.loss:.4f}",
+    ]
+
+
+def sweep_result(sweep: Sweep) -> str:
+    """What came of it, in a sentence or two."""
+    curves = sweep.curves
+    best = "; ".join(
+        f"{each.flops:.3g} FLOPs: {each.best:,.0f} parameters on {each.flops / 6 / each.best:,.0f} tokens"
+        for each in curves.parabolas
+    )
+    if not best:
+        return "No budget has a best size between its sizes: they are too few, or all on one side of it."
+    if curves.exponent is None:
+        return f"Best for {best}. An exponent takes two budgets with a best size between theirs."
+    low, high = central(curves.samples)
+    return f"Best for {best}. N grows as C^{curves.exponent:.2f} ({low:.2f} to {high:.2f}, 80%)."
 
 
 def facts(comparison: Comparison) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from anyformer.comparing.statistics import CONFIDENCE, Difference, Sample, difference, sample
+from anyformer.laws import FittedLaw, IsoFlop, Runs
+from anyformer.laws.fitting import central
 from anyformer.training.watching.charts import Curve
 from anyformer.training.watching.report import History, read_history
 
@@ -187,6 +189,51 @@ def _with_statistics(row: Row, base: Row | None, confidence: float) -> Row:
             "difference": difference(ours, theirs, confidence) if is_whole and len(theirs) == len(ours) else None,
         }
     )
+
+
+@dataclass(frozen=True)
+class SweptRun:
+    """A run of a sweep: what it was to spend (6·N·D), its size, and the FLOPs that it took, counted exactly."""
+
+    budget: float
+    parameters: int
+    flops: int
+    depth: int
+    dim: int
+    run: Run
+
+    @property
+    def loss(self) -> float | None:
+        """Nats a target of held-out text; None of a run that diverged."""
+        return self.run.measured.get("loss")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The runs of a sweep, the smallest budget first; as points; their IsoFLOP curves (empty where sizes or budgets are
+    too few, or have no best size between them); and a law, where they are enough for one."""
+
+    directory: Path
+    asked: Mapping[str, Any]
+    swept: tuple[SweptRun, ...]
+    runs: Runs
+    curves: IsoFlop
+    law: FittedLaw | None
+    notes: tuple[str, ...] = field(default=())
+
+    def to_data(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        return {
+            "asked": dict(self.asked),
+            "runs": [{**vars(each), "loss": each.loss, "run": each.run.to_data()} for each in self.swept],
+            "isoflop": {
+                "exponent": self.curves.exponent,
+                "interval": list(central(self.curves.samples)) if len(self.curves.samples) else None,
+                "best": [{"flops": each.flops, "parameters": each.best} for each in self.curves.parabolas],
+            },
+            "law": None if self.law is None else vars(self.law.law) | {"exponent": self.law.law.exponent},
+            "notes": list(self.notes),
+        }
 
 
 def mean_curve(curves: Iterable[Curve]) -> Curve:

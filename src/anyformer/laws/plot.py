@@ -41,9 +41,29 @@ def write_plot(path: Path, runs: Runs, law: FittedLaw, curves: IsoFlop) -> None:
     disk.write(path, (drawn if path.suffix == ".svg" else page).encode())
 
 
+def isoflop_svg(runs: Runs, curves: IsoFlop) -> str:
+    """Loss over size: runs as points, and for each budget its parabola with the bottom. No law is needed."""
+    paper = Paper(runs.parameters, _without_outliers(runs.losses), log_y=False)
+    parts = [paper.frame("loss, by parameters", "parameters")]
+    parts += [paper.dot(n, loss, THEIRS, 2.4) for n, loss in zip(runs.parameters, runs.losses)]
+    for index, parabola in enumerate(curves.parabolas):
+        colour = _shade(index / max(1, len(curves.parabolas) - 1))
+        sizes = np.geomspace(parabola.parameters.min(), parabola.parameters.max(), POINTS)
+        parts.append(paper.line(sizes, list(parabola.loss(sizes)), colour))
+        parts += [paper.dot(n, loss, colour, 3) for n, loss in zip(parabola.parameters, parabola.losses)]
+        parts.append(paper.dot(parabola.best, float(parabola.loss(np.array(parabola.best))), POINT, 4))
+    legend = [(f"{each.flops:.2g} FLOPs: {scaled(each.best, '').strip()}", POINT) for each in curves.parabolas]
+    return _picture(["".join(parts) + _legend(legend)])
+
+
 def svg(runs: Runs, law: FittedLaw, curves: IsoFlop) -> str:
     """Both panels, side by side."""
     panels = [_loss_panel(runs, law, curves), _size_panel(runs, law, curves)]
+    return _picture(panels)
+
+
+def _picture(panels: Sequence[str]) -> str:
+    """Panels side by side."""
     inner = "".join(f'<g transform="translate({index * WIDTH} 0)">{panel}</g>' for index, panel in enumerate(panels))
     width = len(panels) * WIDTH
     return (

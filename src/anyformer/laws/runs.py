@@ -55,7 +55,9 @@ def _points(source: Path) -> list[tuple[float, float, float]]:
         return _of_csv(source)
     if (source / METRICS).is_file():
         return [_of_run(source)]
-    within = sorted(path.parent for path in source.glob(f"*/{METRICS}")) if source.is_dir() else []
+    # A sweep keeps its runs in a folder of their own.
+    folders = (source, source / "runs") if source.is_dir() else ()
+    within = sorted(path.parent for folder in folders for path in folder.glob(f"*/{METRICS}"))
     if not within:
         raise PlanError(f"{source} is neither a CSV file nor a run directory nor a folder of those (no {METRICS})")
     return [_of_run(run) for run in within]
