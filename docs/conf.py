@@ -16,4 +16,4 @@ html_math_renderer = "mathml"
 highlight_language = "text"
 html_theme = "furo"
 html_copy_source = html_show_sourcelink = False
-html_show_sphinx = False
+html_show_sphinx = html_show_copyright = False

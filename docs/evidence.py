@@ -28,8 +28,9 @@ def block(name: str) -> str:
         claim = "" if known is None else _claim(known.claim, known.source, known.refuted_by)
         return f"{claim}Not run yet: `anyformer experiment {name}` puts it to the test.\n"
     run = " ".join((f"`anyformer experiment {name}`", *_given(found)))
+    claim = _claim(found["claim"], found["source"], found["refuted_by"])
     return (
-        f"{_claim(found['claim'], found['source'], found['refuted_by'])}![{_plain(found['claim'])}](experiments/{name}.svg)\n\n"
+        f"{claim}![{_plain(found['claim'])}](experiments/{name}.svg)\n\n"
         f"**{found['verdict'].capitalize()}:** {found['because']}\n\n"
         f"{run}: {_took(found)} on {_machine(found)} ([numbers](experiments/{name}.json))\n"
     )
@@ -38,8 +39,8 @@ def block(name: str) -> str:
 def table() -> str:
     """All experiments: what each claims, where that comes from, what the numbers say of it, how long that took."""
     rows = [
-        "| experiment | claim | source | verdict | took |",
-        "|---|---|---|---|---|",
+        "| experiment | claim, and where it comes from | verdict | took |",
+        "|---|---|---|---|",
         *map(_row, experiments.names()),
     ]
     return "\n".join(rows) + "\n"
@@ -50,7 +51,7 @@ def _row(name: str) -> str:
     verdict, took = (found["verdict"], _took(found)) if found is not None else ("not run yet", "")
     page = next((path.name for path in sorted(DOCS.glob("*.md")) if name in named(path.read_text("utf-8"))), None)
     link = f"[`{name}`]({page})" if page is not None else f"`{name}`"
-    return f"| {link} | {_cell(experiment.claim)} | {_cell(_linked(experiment.source))} | {verdict} | {took} |"
+    return f"| {link} | {_cell(experiment.claim)} *{_cell(_linked(experiment.source))}* | {verdict} | {took} |"
 
 
 def named(page: str) -> list[str]:
@@ -77,7 +78,8 @@ def _took(found: dict[str, Any]) -> str:
 
 def _machine(found: dict[str, Any]) -> str:
     machine = found["machine"]
-    return f"{machine['processor']}, {machine['threads']} threads, {machine['began'].partition(' ')[0]}"
+    cores = f"{machine['threads']} core{'s' if machine['threads'] > 1 else ''}"
+    return f"{cores} of an {machine['processor']}, {machine['began'].partition(' ')[0]}"
 
 
 def _linked(text: str) -> str:

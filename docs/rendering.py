@@ -80,7 +80,8 @@ def _folder(app: Sphinx, folder: Path, files: list[Path]) -> str:
 
 def _file(app: Sphinx, path: Path) -> str:
     text = path.read_text(encoding="utf-8")
-    return app.builder.highlighter.highlight_block(text, LEXERS.get(path.suffix, "text"), force=True)  # type: ignore[attr-defined]
+    shown = app.builder.highlighter.highlight_block(text, LEXERS.get(path.suffix, "text"), force=True)  # type: ignore[attr-defined]
+    return f'<div style="font-size: 78%">{shown}</div>'  # lines of 120 fit
 
 
 def _inline(writer: Any, node: nodes.math) -> None:
