@@ -73,7 +73,7 @@ def _given(found: dict[str, Any]) -> Iterator[str]:
 
 def _took(found: dict[str, Any]) -> str:
     seconds = found["seconds"]
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    return f"{seconds:.0f}\u00a0s" if seconds < 100 else f"{seconds / 60:.0f}\u00a0min"
 
 
 def _machine(found: dict[str, Any]) -> str:
