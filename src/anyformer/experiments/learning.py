@@ -50,8 +50,10 @@ def decoder(
     norm: spec.Norm | None = spec.Norm(kind="rms"),  # noqa: B008 (frozen)
     placement: Literal["pre", "post", "output", "both"] = "pre",
     context: int | None = None,
+    std: float | None = 0.02,
 ) -> spec.Transformer:
-    """A decoder of equal layers with tied embeddings; without a feed-forward, of attention alone."""
+    """A decoder of equal layers with tied embeddings; without a feed-forward, of attention alone. Weights are drawn with
+    the deviation `std` (None: 1/√inputs of each matrix; narrow models begin to learn sooner)."""
     mixers = [attention] if feed_forward is None else [attention, feed_forward]
     branches = tuple(spec.Branch(mixer=mixer, norm=norm, placement=placement) for mixer in mixers)
     stack = spec.Stack(
@@ -63,8 +65,23 @@ def decoder(
         relative=relative,
     )
     head = spec.LanguageModelHead(tied=True)
-    fresh = spec.Initialization(std=0.02, depth_scaled=True)
+    fresh = spec.Initialization(std=std, depth_scaled=True)
     return spec.Transformer(decoder=stack, head=head, context=context, initialization=fresh)
+
+
+def encoder_decoder(
+    dim: int, depth: int, heads: int, feed_forward: spec.Mixer, *, vocabulary: int = BYTES
+) -> spec.Transformer:
+    """An encoder and a decoder of `depth` equal layers each, with rotary positions and one table for both, tied."""
+    causal = attention(dim, heads, position=spec.Rotary())
+    full = causal.replace(visibility="full")
+    reads, writes = (decoder(dim, depth, own, feed_forward, vocabulary=vocabulary) for own in (full, causal))
+    assert writes.decoder is not None
+    (block,) = writes.decoder.pattern
+    own, feed = block.branches
+    cross = own.replace(mixer=full.replace(source="cross", position=None))
+    stack = writes.decoder.replace(pattern=(block.replace(branches=(own, cross, feed)),))
+    return writes.replace(encoder=reads.decoder, decoder=stack, shared_embedding=True)
 
 
 def text_ids(lab: Lab, most: int = 4_000_000) -> tuple[Tensor, Tensor]:
