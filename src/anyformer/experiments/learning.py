@@ -52,8 +52,8 @@ def decoder(
     context: int | None = None,
     std: float | None = 0.02,
 ) -> spec.Transformer:
-    """A decoder of equal layers with tied embeddings; without a feed-forward, of attention alone. Weights are drawn with
-    the deviation `std` (None: 1/√inputs of each matrix; narrow models begin to learn sooner)."""
+    """A decoder of equal layers with tied embeddings; without a feed-forward, of attention alone. Weights are drawn
+    with the deviation `std` (None: 1/√inputs of each matrix, with which narrow models begin to learn sooner)."""
     mixers = [attention] if feed_forward is None else [attention, feed_forward]
     branches = tuple(spec.Branch(mixer=mixer, norm=norm, placement=placement) for mixer in mixers)
     stack = spec.Stack(
