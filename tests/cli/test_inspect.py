@@ -54,3 +54,31 @@ def test_a_gguf_file(anyformer: Callable, smollm: Path) -> None:
     """SmolLM2's file is the preset of its size: 134,515,008 parameters, three key/value heads."""
     out = anyformer("inspect", smollm).out
     assert "134,515,008" in out and "3 key/value heads (grouped-query)" in out and "with a chat template" in out
+
+
+def test_a_look_inside(anyformer: Callable, talker: Path, tmp_path: Path) -> None:
+    """A row a layer, the heads' habits, and the page; as JSON, all of it, and the last row is what generate says."""
+    page = tmp_path / "page.html"
+    ran = anyformer("inspect", talker, "--text", "hello there", "--out", page)
+    assert ran.code == 0 and all(f"layer {index}" in ran.out for index in (0, 1)) and "induction" in ran.out
+    assert page.read_text(encoding="utf-8").startswith("\n<!doctype html>") or "<!doctype html>" in page.read_text()
+    facts = json.loads(anyformer("inspect", talker, "--text", "hello there", "--out", page, "--json").out)
+    (position,) = facts["lens"]["positions"]
+    said = anyformer("generate", talker, "hello there", "-n", 1, "--temperature", 0).out
+    assert facts["lens"]["answers"][-1][position][0] == said.removeprefix("hello there").rstrip("\n")
+    assert set(facts["heads"]) >= {"previous", "first", "entropy", "induction"} and facts["page"] == str(page)
+
+
+def test_what_cannot_be_looked_at(anyformer: Callable, talker: Path, tmp_path: Path) -> None:
+    """One sentence, and no page."""
+    for given, said in (
+        (("--out", tmp_path / "p.html"), "--target and --out belong to --text"),
+        (("--text", "a", "--out", tmp_path), "no page can be written to"),
+        (("--text", "a", "--out", tmp_path / "none" / "p.html"), "no page can be written to"),
+        (("--text", "a" * 5000, "--out", tmp_path / "p.html"), "the text is 5,000 tokens, and the model's context is"),
+        (("--text", "", "--out", tmp_path / "p.html"), "the text is empty"),
+        (("--text", "a", "--target", "b", "--out", tmp_path / "p.html"), "a target is what an encoder-decoder writes"),
+    ):
+        ran = anyformer("inspect", talker, *given)
+        assert ran.code == 2 and said in ran.err and not ran.out
+    assert not list(tmp_path.iterdir())

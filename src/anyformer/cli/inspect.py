@@ -1,12 +1,15 @@
-"""anyformer inspect: a model as a person would draw it."""
+"""anyformer inspect: a model as a person would draw it; with a text, what passes inside while it reads."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from anyformer.cli.common import DebugOption, Dtype, JsonOption, ModelArgument, print_json
+from anyformer.cli.common import DebugOption, DeviceOption, Dtype, JsonOption, ModelArgument, ThreadsOption, print_json
+from anyformer.cli.looking import look_inside
+from anyformer.errors import InputError
 
 
 def inspect(
@@ -19,10 +22,33 @@ def inspect(
         Dtype | None,
         typer.Option("--dtype", help="Count bytes in this type; the file's unless given.", show_default=False),
     ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option("--text", help="Look inside while it reads this; that needs weights.", show_default=False),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="What an encoder-decoder writes; else its own answer.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Where the page of pictures goes; inspect.html unless given.", show_default=False),
+    ] = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Draw a model: stacks, blocks, parts, shapes, and what it costs. Reads no weights."""
+    """Draw a model: stacks, blocks, parts, shapes, and what it costs. Reads no weights.
+
+    With --text, look inside while it reads: what each layer would answer, where heads look, how long its vectors are;
+    and a page of pictures (--out).
+    """
+    if text is not None:
+        look_inside(model, text, target, out, dtype, device, as_json)
+        return
+    if target is not None or out is not None:
+        raise InputError("--target and --out belong to --text; give a text to look at")
     from anyformer import families, planning
 
     spec, origin = families.preset(model), {"kind": "preset"}

@@ -110,7 +110,7 @@ def _of_text(weights: Tensor) -> Tensor:
 
 
 def _of_repeats(weights: Tensor, length: int) -> Tensor:
-    """[scores of repeats, H]: of queries in the second half, to what followed the same token in the first, and to it."""
+    """[scores of repeats, H]: of the second half, to what followed the same token in the first, and to that token."""
     found = (weights.diagonal(1 - length, -2, -1), weights.diagonal(-length, -2, -1))
     return torch.stack([score[..., -length:].mean((0, 2)) for score in found])
 

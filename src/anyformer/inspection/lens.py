@@ -81,9 +81,7 @@ def logits_of(model: Transformer, stream: Tensor) -> Tensor:
 def check_answers(model: Transformer) -> None:
     """Raises `InputError` where there are no logits for every position."""
     if not isinstance(model.spec.head, ANSWERING):
-        raise InputError(
-            f"a model that ends in a {model.spec.head.kind} head has no answer at each position to look at"
-        )
+        raise InputError(f"this model's head ({model.spec.head.kind}) has no answer at each position to look at")
 
 
 def _each_log(model: Transformer, t: Trace) -> Iterator[tuple[str, Tensor]]:
