@@ -46,6 +46,40 @@ def test_what_fits_is_read(small: None) -> None:
     assert len(list(steps(model, prompt[:, :80], Settings(max_new_tokens=1), cache=cache))) == 1
 
 
+def test_in_8_bits_more_fits(small: None) -> None:
+    """The refusal proposes it, and then the same prompt is read, beyond which nothing fits any more."""
+    model = built("llama")
+    with pytest.raises(InputError, match=r'in 8 bits \(quantize_cache="int8"\)'):
+        model.generate(torch.ones(1, 300, dtype=torch.long), max_new_tokens=1)
+    model.generate(torch.ones(1, 300, dtype=torch.long), max_new_tokens=1, quantize_cache="int8")
+    with pytest.raises(InputError, match=r"GB for keys and values in int8.*tokens, use a model"):
+        model.generate(torch.ones(1, 500, dtype=torch.long), max_new_tokens=1, quantize_cache="int8")
+
+
+@pytest.mark.parametrize("new", [1, 30, 90])
+def test_what_was_accepted_takes_no_more_than_was_said(small: None, monkeypatch: pytest.MonkeyPatch, new: int) -> None:
+    """However a prompt is cut into pieces: room is made once, for it and, as far as they fit, the tokens that follow;
+    never for twice as many."""
+    model = built("llama")
+    new_cache, made = model.new_cache, []
+    monkeypatch.setattr("anyformer.generation.decoding.PREFILL", 16)
+    monkeypatch.setattr(model, "new_cache", lambda *given, **how: made.append(new_cache(*given, **how)) or made[-1])
+    model.generate(torch.ones(1, 70, dtype=torch.long), max_new_tokens=new)
+    (cache,) = made
+    slots = {layer.stored[0].shape[2] - 1 for layer in cache.layers}
+    assert slots == {70 + new - 1}
+
+
+def test_copies_of_a_prompt_are_counted(small: None) -> None:
+    """Beams and answers each keep what the prompt came to."""
+    model, prompt = built("llama"), torch.ones(1, 60, dtype=torch.long)
+    model.generate(prompt, max_new_tokens=1)
+    with pytest.raises(InputError, match="2 continuations of a prompt of 60 tokens"):
+        model.generate(prompt, max_new_tokens=1, beams=2)
+    with pytest.raises(InputError, match="3 continuations of a prompt of 60 tokens"):
+        model.generate(prompt, max_new_tokens=1, temperature=1.0, answers=3)
+
+
 def test_a_window_always_fits(small: None) -> None:
     """Its ring does not grow with the prompt."""
     model = built("mistral", sliding_window=8)

@@ -72,7 +72,7 @@ def follow(rows: int, calls: list[Call], capacity: int | None = None, margin: in
         for layer in cache.layers:
             plan = cache.plan(layer.horizon, q)
             new = names[:, None, :, None].expand(rows, 2, call.length, 1)
-            keys, values = layer.extend(plan, capacity, new, torch.cat((new, -new), -1))
+            keys, values = layer.extend(plan, cache.slots(plan.stop), new, torch.cat((new, -new), -1))
             assert isinstance(keys, Tensor) and isinstance(values, Tensor)
             assert keys.shape == (rows, 2, plan.keys.length, 1)
             assert torch.equal(values, torch.cat((keys, -keys), -1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 from unittest import mock
 
 import pytest
@@ -243,21 +244,27 @@ def test_pairs_are_those_the_mask_allows(
 
 
 @settings(max_examples=25)
-@given(models(DENSE, DECODING), st.integers(1, 20), st.integers(1, 9), st.sampled_from(["float32", "bfloat16"]))
+@given(
+    models(DENSE, DECODING),
+    st.integers(1, 20),
+    st.integers(1, 9),
+    st.sampled_from(["float32", "bfloat16"]),
+    st.sampled_from([None, "int8"]),
+)
 def test_kv_bytes_equal_what_the_cache_stores(
-    described: spec.Transformer, tokens: int, source: int, dtype: str
+    described: spec.Transformer, tokens: int, source: int, dtype: str, quantize: Literal["int8"] | None
 ) -> None:
     """Predicted bytes are those that a cache made for so many tokens stores, but for the slot that each layer dumps
-    padding in; a window's layer keeps no more than the window."""
+    padding in; a window's layer keeps no more than the window. In 8 bits, too, of which a source's are not."""
     built = model.build(described, dtype=getattr(torch, dtype)).eval()
-    cache = built.new_cache(1, capacity=tokens)
+    cache = built.new_cache(1, capacity=tokens, quantize=quantize)
     more = {"source": torch.zeros(1, source, dtype=torch.long)} if described.shape == "encoder-decoder" else {}
     with torch.no_grad():
         for _ in range(tokens):
             built(torch.zeros(1, 1, dtype=torch.long), cache=cache, **more)
             more = {}
     dumps = sum(store[:, :, -1].nbytes for layer in cache.layers for store in layer.stored)
-    assert planning.kv_bytes(described, tokens, source=source, dtype=dtype) == cache.bytes() - dumps
+    assert planning.kv_bytes(described, tokens, source=source, dtype=dtype, quantize=quantize) == cache.bytes() - dumps
 
 
 @pytest.mark.parametrize("preset", [preset for preset in TINY if families.preset(preset).decoder is not None])  # type: ignore[union-attr]
@@ -266,12 +273,12 @@ def test_presets_keep_the_bytes_counted(preset: str) -> None:
     described = families.preset(preset)
     assert described is not None
     built = model.build(described).eval()
-    cache = built.new_cache(1, capacity=5)
+    cache = built.new_cache(1, capacity=5, quantize="int8")
     more = {"source": torch.zeros(1, 4, dtype=torch.long)} if described.shape == "encoder-decoder" else {}
     with torch.no_grad():
         built(torch.zeros(1, 5, dtype=torch.long), cache=cache, **more)
     dumps = sum(store[:, :, -1].nbytes for layer in cache.layers for store in layer.stored)
-    assert planning.kv_bytes(described, 5, source=4, dtype="float32") == cache.bytes() - dumps
+    assert planning.kv_bytes(described, 5, source=4, dtype="float32", quantize="int8") == cache.bytes() - dumps
 
 
 def test_weight_bytes_follow_the_dtype() -> None:

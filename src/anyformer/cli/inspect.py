@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from anyformer.cli import settings
 from anyformer.cli.common import DebugOption, DeviceOption, Dtype, JsonOption, ModelArgument, ThreadsOption, print_json
 from anyformer.cli.looking import look_inside
 from anyformer.errors import InputError
@@ -22,6 +23,7 @@ def inspect(
         Dtype | None,
         typer.Option("--dtype", help="Count bytes in this type; the file's unless given.", show_default=False),
     ] = None,
+    quantize_cache: settings.QuantizeCache = None,
     text: Annotated[
         str | None,
         typer.Option("--text", help="Look inside while it reads this; that needs weights.", show_default=False),
@@ -54,12 +56,13 @@ def inspect(
     spec, origin = families.preset(model), {"kind": "preset"}
     if spec is None:
         spec, origin = _open(model)
+    kept = quantize_cache and quantize_cache.value
     counted = dtype.value if dtype is not None else origin.get("dtype", "bfloat16")
     if as_json:
-        facts = {"model": model, "origin": origin, **planning.summary(spec, context, counted)}
+        facts = {"model": model, "origin": origin, **planning.summary(spec, context, counted, kept)}
         print_json(facts | {"spec": spec.model_dump(mode="json")})
         return
-    print(planning.describe(spec, context, counted), end="")
+    print(planning.describe(spec, context, counted, kept), end="")
     print(*_origin_lines(model, origin), sep="\n")
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from anyformer.cli import settings
 from anyformer.cli.common import DebugOption, Dtype, JsonOption, note, print_json, waiting
 from anyformer.errors import PlanError
 
@@ -47,6 +48,7 @@ def plan(
     ] = None,
     dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Serve in this type.", show_default=False)] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences served at once.")] = 1,
+    quantize_cache: settings.QuantizeCache = None,
     rows: Annotated[
         int | None, typer.Option("--rows", min=1, help="Rows trained on at a time (1).", show_default=False)
     ] = None,
@@ -125,6 +127,7 @@ def plan(
             "context": context,
             "dtype": dtype.value if dtype is not None else _dtype(named or []),
             "batch": batch,
+            "quantize_cache": quantize_cache and quantize_cache.value,
             "rows": rows,
             "length": length,
             "batch_tokens": batch_tokens,

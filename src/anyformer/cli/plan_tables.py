@@ -142,12 +142,18 @@ def _print_serving(plan: Plan) -> None:
     serving = plan.serving
     unit, size = _unit(serving.bytes)
     print()
-    table = Table(f"{unit} to serve in {plan.dtype}, {_loaded(plan)}", f"{serving.bytes / size:,.1f}")
+    table = Table(f"{unit} to serve in {plan.dtype}{_kept(plan)}, {_loaded(plan)}", f"{serving.bytes / size:,.1f}")
     for part, bytes_ in serving.memory.items():
         table.add(f"  {part}", f"{bytes_ / size:,.1f}")
     table.print()
     if plan.kv_bytes_per_token:
         print(f"  {plan.kv_bytes_per_token:,} B of keys and values a token, {scaled(plan.kv_bytes, 'B')} a sequence")
+
+
+def _kept(plan: Plan) -> str:
+    """What the cache is in, where that is not what the weights are."""
+    kept = plan.serving.load.quantize_cache
+    return f", cache in {kept}" if kept is not None else ""
 
 
 def _unit(bytes_: int) -> tuple[str, float]:

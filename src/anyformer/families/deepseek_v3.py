@@ -115,7 +115,10 @@ class LatentAttention(Mixer, frozen=True):
         return 2 * self.heads * widths * (tokens * (cached + tokens) if dense else visible_pairs(tokens, cached))
 
     def kept(self, tokens: int, source: int = 0) -> int:
-        return (self.latent + self.rotary_dim) * tokens
+        return sum(self.kept_rows()) * tokens
+
+    def kept_rows(self) -> tuple[int, ...]:
+        return (self.latent + self.rotary_dim,)
 
     def module(self) -> Any:
         return _latent_attention()

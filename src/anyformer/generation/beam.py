@@ -22,7 +22,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -168,7 +168,8 @@ def search(
     lengths = [prompt.shape[1]] * len(prompt) if valid is None else valid.sum(1).tolist()
     searches = [_groups(settings, most_new(model, length, settings), tokenizer) for length in lengths]
     running, width = [each for its in searches for each in its], settings.beams // settings.beam_groups
-    cache, logits = begin(model, prompt, settings, valid=valid, source=source, source_valid=source_valid)
+    given: dict[str, Any] = {"valid": valid, "source": source, "source_valid": source_valid}
+    cache, logits = begin(model, prompt, settings, **given, copies=settings.beams)
     said = Said(settings, prompt, valid)
     side_by_side = torch.arange(len(prompt), device=prompt.device).repeat_interleave(settings.beams)
     logits = logits[side_by_side]

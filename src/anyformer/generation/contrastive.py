@@ -62,7 +62,7 @@ def contrastive_search(
     said, ends = Said(settings, prompt, valid), Ends(settings, rows, prompt.device)
     cache = model.new_cache(rows, quantize=settings.quantize_cache)
     read = []
-    for tokens, real in pieces(model, prompt, valid, cache):
+    for tokens, real in pieces(model, prompt, valid, cache, settings.max_new_tokens, settings.top_k):
         read.append(model.next_states(tokens, cache, valid=real, source=source, source_valid=source_valid))
         source = source_valid = None
     logits = read[-1][0]

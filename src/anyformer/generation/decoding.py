@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -184,7 +184,8 @@ def choices(
     begins, most = before + length == 1, most_new(model, before + length, settings)
     numbers = Draws(settings.seed, rows, prompt.device) if settings.temperature > 0 else None
     said, ends = Said(settings, prompt, valid), Ends(settings, rows, prompt.device)
-    cache, logits = begin(model, prompt, settings, cache, valid=valid, source=source, source_valid=source_valid)
+    given: dict[str, Any] = {"valid": valid, "source": source, "source_valid": source_valid}
+    cache, logits = begin(model, prompt, settings, cache, **given, copies=draws)
     if draws > 1:
         each = torch.arange(len(prompt), device=prompt.device).repeat_interleave(draws)
         cache.reorder(each)
@@ -262,12 +263,16 @@ def begin(
     valid: Tensor | None = None,
     source: Tensor | None = None,
     source_valid: Tensor | None = None,
+    copies: int = 1,
 ) -> tuple[Cache, Tensor]:
-    """A cache that has read prompts [B, T], a new one unless it is given, and the logits [B, V] after them. Where rows
-    must not depend on each other (`batch_invariant`), each prompt is read by itself, equal ones once."""
+    """A cache that has read prompts [B, T], a new one unless it is given, and the logits [B, V] after them; so many
+    `copies` of each will be continued. Where rows must not depend on each other (`batch_invariant`), each prompt is
+    read by itself, equal ones once."""
+    more = settings.max_new_tokens - 1
     if cache is not None or not settings.batch_invariant:
         cache = model.new_cache(len(prompt), quantize=settings.quantize_cache) if cache is None else cache
-        return cache, read(model, prompt, cache, valid=valid, source=source, source_valid=source_valid)
+        given: dict[str, Any] = {"valid": valid, "source": source, "source_valid": source_valid}
+        return cache, read(model, prompt, cache, **given, more=more, copies=copies)
     sources = [None] * len(prompt) if source is None else unpadded(source, source_valid)
     found: dict[str, tuple[Cache, Tensor]] = {}
     rows = []
@@ -276,7 +281,7 @@ def begin(
             own, asked = (None if ids is None else torch.tensor([ids], device=prompt.device) for ids in its)
             assert own is not None
             alone = model.new_cache(1, quantize=settings.quantize_cache)
-            found[str(its)] = alone, read(model, own, alone, source=asked)
+            found[str(its)] = alone, read(model, own, alone, source=asked, more=more, copies=copies)
         rows.append(found[str(its)])
     if len(rows) == 1:
         return rows[0]
@@ -293,11 +298,13 @@ def read(
     valid: Tensor | None = None,
     source: Tensor | None = None,
     source_valid: Tensor | None = None,
+    more: int = 0,
+    copies: int = 1,
 ) -> Tensor:
     """Read a prompt [B, T] in pieces, or whole where its tokens see what stands behind them; logits [B, V] after its
-    last token."""
+    last token. `more` and `copies` are those of `pieces`."""
     logits = None
-    for part, real in pieces(model, prompt, valid, cache):
+    for part, real in pieces(model, prompt, valid, cache, more, copies):
         logits = model.next_logits(part, cache, valid=real, source=source, source_valid=source_valid)
         source = source_valid = None
     assert logits is not None
@@ -305,12 +312,13 @@ def read(
 
 
 def pieces(
-    model: Decoder, prompt: Tensor, valid: Tensor | None, cache: Cache
+    model: Decoder, prompt: Tensor, valid: Tensor | None, cache: Cache, more: int = 0, copies: int = 1
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """The pieces in which a prompt [B, T] is read into a cache, and which of each is valid: so small that reading one
-    takes a bounded amount of memory. Raises `InputError` where the cache would not fit the memory there is."""
+    takes a bounded amount of memory. Up to `more` tokens will follow, in so many `copies` of each row. Raises
+    `InputError` where the cache would not fit the memory there is."""
     rows, length = prompt.shape
-    must_fit(model.spec, model.dtype, rows, length, cache)
+    must_fit(model.spec, model.dtype, rows, length, cache, more, copies)
     start = 0
     while start < length:
         size = length if model.sees_prefix else min(PREFILL, piece(model.spec, rows, cache.length))

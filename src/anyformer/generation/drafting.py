@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -156,7 +156,8 @@ class DraftModel:
         self._limit = most_new(model, prompt.shape[1], settings)
         self._cache = model.new_cache(len(prompt), margin=self.most)
         source = None if source is None else self._known(source)
-        read(model, self._known(prompt), self._cache, valid=valid, source=source, source_valid=source_valid)
+        begun: dict[str, Any] = {"valid": valid, "source": source, "source_valid": source_valid}
+        read(model, self._known(prompt), self._cache, **begun, more=settings.max_new_tokens + self.most)
         self._read = [prompt.shape[1]] * len(prompt) if valid is None else valid.sum(1).tolist()
 
     def propose(self, rows: Sequence[Row], widths: Sequence[int]) -> Proposal:

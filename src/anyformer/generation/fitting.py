@@ -10,34 +10,46 @@ from anyformer.parts.cache import Cache
 from anyformer.spec import Transformer
 
 
-def must_fit(spec: Transformer, dtype: torch.dtype, rows: int, tokens: int, cache: Cache) -> None:
-    """Raises `InputError`, with the figures, where `rows` prompts of `tokens` more each do not fit beside what is in
-    memory already. What a window's ring keeps does not grow, and always fits."""
-    left = machine.available(torch.device(cache.device))
-    if left is None:
-        return
+def must_fit(
+    spec: Transformer, dtype: torch.dtype, rows: int, tokens: int, cache: Cache, more: int = 0, copies: int = 1
+) -> None:
+    """Raises `InputError`, with the figures, where `rows` prompts of `tokens` more each, of which there will be so many
+    `copies` (beams, answers), do not fit beside what is in memory already. What a window's ring keeps does not grow,
+    and always fits. The cache then makes room for the prompts, and for up to `more` tokens after them if these fit as
+    well, so that what fits does not outgrow memory by being read."""
+    left, length = machine.available(torch.device(cache.device)), cache.length + tokens
+    kept = "int8" if cache.int8 else None
     name = str(dtype).removeprefix("torch.")
-    length = cache.length + tokens
-    whole = rows * planning.kv_bytes(spec, length, source=0, dtype=name)
+
+    def needed(length: int) -> int:
+        return rows * copies * planning.kv_bytes(spec, length, source=0, dtype=name, quantize=kept)
+
+    if left is None or needed(min(length + more, 2 * length)) - cache.bytes() <= left:
+        cache.foresee(tokens, more)
+        return
+    whole = needed(length)
     if whole - cache.bytes() <= left:
+        cache.foresee(tokens, more, ahead=False)
         return
     most = int((left + cache.bytes()) / whole * length)
     weights = planning.parameters(spec).total
     raise InputError(
-        f"{_prompts(rows)} of {length:,} tokens need {whole / 1e9:,.1f} GB for keys and values in {name}, and of this "
-        f"machine's memory {left / 1e9:,.1f} GB are left beside {weights / 1e6:,.0f} million weights; give at most "
-        f"{most:,} tokens{_fewer(rows)}{_narrower(name)}, use a model whose attention has a window, or a machine with "
-        f"more memory"
+        f"{_prompts(rows, copies)} of {length:,} tokens need {whole / 1e9:,.1f} GB for keys and values in "
+        f"{kept or name}, and of this machine's memory {left / 1e9:,.1f} GB are left beside {weights / 1e6:,.0f} "
+        f"million weights; give at most {most:,} tokens{_fewer(rows)}{_narrower(name, kept)}, use a model whose "
+        f"attention has a window, or a machine with more memory"
     )
 
 
-def _prompts(rows: int) -> str:
-    return "a prompt" if rows == 1 else f"{rows} prompts"
+def _prompts(rows: int, copies: int) -> str:
+    said = "a prompt" if rows == 1 else f"{rows} prompts"
+    return said if copies == 1 else f"{copies} continuations of {said}"
 
 
 def _fewer(rows: int) -> str:
     return "" if rows == 1 else " or fewer prompts at a time"
 
 
-def _narrower(dtype: str) -> str:
-    return ", load the model in bfloat16" if dtype in ("float32", "float64") else ""
+def _narrower(dtype: str, kept: str | None) -> str:
+    wide = ", load the model in bfloat16" if dtype in ("float32", "float64") and kept is None else ""
+    return wide if kept is not None else f'{wide}, keep them in 8 bits (quantize_cache="int8")'

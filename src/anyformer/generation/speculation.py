@@ -99,7 +99,7 @@ def speculate(
     if cache is None:
         cache = model.new_cache(len(rows), margin=margin, quantize=settings.quantize_cache)
     begun: dict[str, Any] = {"valid": valid, "source": source, "source_valid": source_valid}
-    logits = read(model, prompt, cache, **begun)[:, None]
+    logits = read(model, prompt, cache, **begun, more=settings.max_new_tokens + margin)[:, None]
     if draft is None:
         sources = [[*past, *its] for its in _real(source, source_valid, len(rows))]
         proposer = PromptLookup(margin, sources, logits.shape[-1])

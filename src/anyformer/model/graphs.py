@@ -89,7 +89,8 @@ class Step:
         self.cache.counts = torch.empty(len(ids_BT), dtype=torch.long, device=ids_BT.device)
         for layer in self.cache.layers:
             if layer.stored:
-                layer.make_room(self.cache.plan(layer.horizon, self.cache.queries(1, None, None)), cache.capacity)
+                plan = self.cache.plan(layer.horizon, self.cache.queries(1, None, None))
+                layer.make_room(plan, cache.slots(plan.stop))
         self.reads = _read(cache)
         self.graph = GRAPHS[ids_BT.device.type](ids_BT.device)
         self._put(ids_BT, cache)

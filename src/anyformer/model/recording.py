@@ -175,7 +175,8 @@ def prepare(layers: nn.ModuleList, context: Context) -> None:
     assert cache is not None
     for layer, kept in zip(layers, cache.layers):
         if kept.stored:
-            kept.make_room(context.plan(kept), cache.capacity)
+            plan = context.plan(kept)
+            kept.make_room(plan, cache.slots(plan.stop))
         for module in layer.children():
             if isinstance(module, Attention):
                 module.prepare_step(context, kept)

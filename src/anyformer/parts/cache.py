@@ -25,6 +25,9 @@ from anyformer.parts.kernels.int8_rows import Int8Rows, quantized
 from anyformer.parts.masks import Tokens
 from anyformer.parts.positions import Stretch
 
+#: The fewest slots that storage without a capacity is made with, unless it is known that fewer will do.
+LEAST = 64
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -52,7 +55,8 @@ class Plan:
 class LayerCache:
     """The tensors that one layer keeps, each [B, heads, slots, channels]: keys and values, or whatever a mixer caches.
 
-    Storage is made at the first call, from what it is given, and doubles when it is full; with a capacity, all at once.
+    Storage is made at the first call, from what it is given, and made anew when it is full, with as many `slots` as the
+    cache says.
     In 8 bits (`int8`), each slot holds a row of bytes, [B, heads, slots, bytes] (`kernels/int8_rows.py`): those that
     follow slots need not know.
     """
@@ -62,19 +66,18 @@ class LayerCache:
         self.stored: tuple[Tensor, ...] = ()
         self.crossed: tuple[Tensor, Tensor] | None = None
 
-    def extend(self, plan: Plan, most: int | None, *new: Tensor) -> tuple[Tensor | Int8Rows, ...]:
+    def extend(self, plan: Plan, slots: int, *new: Tensor) -> tuple[Tensor | Int8Rows, ...]:
         """Take in `new` (each [B, heads, T, channels]); what attention is to read, in the order of `plan.keys`."""
-        self._reserve(plan, most, self.stored or tuple(quantized(x[:, :, :1]) if self.int8 else x for x in new))
+        self._reserve(plan, slots, self.stored or tuple(quantized(x[:, :, :1]) if self.int8 else x for x in new))
         rows = (_HOW[plan.how](store, plan, x) for store, x in zip(self.stored, new, strict=True))
         return tuple(Int8Rows(kept, x.shape[3]) if self.int8 else kept for kept, x in zip(rows, new, strict=True))
 
-    def _reserve(self, plan: Plan, most: int | None, like: tuple[Tensor, ...]) -> None:
+    def _reserve(self, plan: Plan, slots: int, like: tuple[Tensor, ...]) -> None:
         needed = min(plan.stop, plan.ring) if plan.ring else plan.stop
         held = self.stored[0].shape[2] - 1 if self.stored else 0
         if held >= needed:
             return
-        bounds = [bound for bound in (plan.ring, most) if bound]
-        size = min(bounds) if most else min([max(needed, 2 * held, 64), *bounds])
+        size = min(slots, plan.ring) if plan.ring else slots
         grown = []
         for index, tensor in enumerate(like):
             # Zeros, not garbage: a weight of zero times NaN is NaN. One slot more is where padding is dumped.
@@ -84,9 +87,9 @@ class LayerCache:
             grown.append(store)
         self.stored = tuple(grown)
 
-    def make_room(self, plan: Plan, most: int | None) -> None:
+    def make_room(self, plan: Plan, slots: int) -> None:
         """Let the storage that there is hold a call's tokens."""
-        self._reserve(plan, most, self.stored)
+        self._reserve(plan, slots, self.stored)
 
     def room(self, plan: Plan) -> bool:
         """Whether a call's tokens fit into the storage as it is."""
@@ -205,6 +208,9 @@ class Cache:
     Rows can fall back to fewer tokens (`truncate`). A ring has written over what they would then look back on, unless
     it has `margin` slots beyond its horizon: so many tokens a row can take back.
 
+    Storage has as many slots as the capacity says; without one it doubles when it is full. Who knows what is to come
+    says so (`foresee`): then there is room for that at once, and for no more.
+
     With `int8`, keys and values are kept in 8 bits; those of an encoder's source, computed once, stay as they are.
     """
 
@@ -223,7 +229,8 @@ class Cache:
         self.regimes: list[int] = []
         self.layers = [LayerCache(horizon, int8) for horizon in horizons]
         self.batch_size, self.device, self.capacity, self.margin = batch_size, device, capacity, margin
-        self.length = 0
+        self.int8, self.length = int8, 0
+        self._slots, self._end = capacity or 0, 0
         #: Steps to be made again, by the shape of their input, and the shapes of those that cannot be.
         self.recordings: dict[Any, Any] = {}
         self.unrecordable: set[Any] = set()
@@ -231,6 +238,21 @@ class Cache:
         self.fullest: Tensor | None = None
         self.prefix: Tensor | None = None
         self.source: Tokens | None = None
+
+    def foresee(self, tokens: int, more: int, ahead: bool = True) -> None:
+        """Have room made for so many tokens, in whatever pieces they come; `ahead`, also for the `more` that may follow
+        at most, as far as they do not double it. Storage never grows beyond those."""
+        reached = self.length + tokens
+        self._end = reached + more
+        if reached > self._slots:
+            self._slots = min(self._end, max(2 * reached, LEAST)) if ahead else reached
+
+    def slots(self, stop: int) -> int:
+        """How many slots storage has that is made for `stop` tokens."""
+        if stop > self._slots:
+            doubled = max(stop, 2 * self._slots, LEAST)
+            self._slots = min(doubled, self._end) if stop <= self._end else doubled
+        return self._slots
 
     def queries(self, T: int, valid: Tensor | None, prefix: Tensor | None) -> Tokens:
         """The tokens of this call, standing after those of the calls before.
@@ -394,6 +416,7 @@ class Cache:
         assert not self.stretches and len(others) == self.batch_size
         for index, layer in enumerate(self.layers):
             layer.join([other.layers[index] for other in others])
+        self._slots, self._end = max(other._slots for other in others), max(other._end for other in others)
         lengths = [other.length for other in others]
         self.length = max(lengths)
         self.counts = None if min(lengths) == self.length else torch.tensor(lengths, device=self.device)

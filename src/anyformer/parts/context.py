@@ -82,7 +82,7 @@ class Context:
         if layer is None or self.cache is None:
             return new, self.queries
         plan = self.plan(layer)
-        return layer.extend(plan, self.cache.capacity, *new), plan.keys
+        return layer.extend(plan, self.cache.slots(plan.stop), *new), plan.keys
 
     def visible(self, mask: Mask, keys: Tokens) -> Visible:
         """The mask, lowered for this pass's queries over these keys."""

@@ -26,6 +26,8 @@ from anyformer.spec import (
 
 #: Bytes of a number of each dtype.
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+#: What keys and values may be kept as; None: as they are.
+CACHES = (None, "int8")
 #: The context that costs are counted at where neither the caller nor the spec names one.
 CONTEXT = 2048
 
@@ -128,14 +130,35 @@ def weight_bytes(spec: Transformer, dtype: str = "bfloat16") -> int:
     return parameters(spec).total * size_of(dtype)
 
 
-def kv_bytes(spec: Transformer, tokens: int, *, source: int | None = None, dtype: str = "bfloat16") -> int:
+def kv_bytes(
+    spec: Transformer,
+    tokens: int,
+    *,
+    source: int | None = None,
+    dtype: str = "bfloat16",
+    quantize: str | None = None,
+) -> int:
     """Bytes of the keys and values of one row of `tokens` tokens: a window keeps no more than it can look back.
 
     With an encoder, those of a source as long as `tokens` too, unless `source` says how long it is. 0 for an encoder.
+    With `quantize="int8"` each token's are kept in 8 bits, and only a source's in `dtype`. Raises `SpecError` for other
+    ways to keep them.
     """
+    if quantize not in CACHES:
+        raise SpecError(f"a cache is quantised to int8, not to '{quantize}'; or leave that out")
     layers = spec.decoder.layers() if spec.decoder is not None else []
     mixers = [branch.mixer for block in layers for branch in block.branches]
-    return size_of(dtype) * sum(mixer.kept(tokens, tokens if source is None else source) for mixer in mixers)
+    width, source = size_of(dtype), tokens if source is None else source
+    return sum(_kept_bytes(mixer, mixer.kept(tokens, source), width, quantize) for mixer in mixers)
+
+
+def _kept_bytes(mixer: Mixer, numbers: int, width: int, quantize: str | None) -> int:
+    """Bytes of so many numbers of a mixer's, in 8 bits where they are rows of tokens (`parts/kernels/int8_rows.py`): a
+    byte each, one more where they are odd, and two for the scale of each 32."""
+    rows = mixer.kept_rows()
+    if quantize is None or not rows:
+        return width * numbers
+    return numbers // sum(rows) * sum(row + row % 2 + 2 * -(-row // 32) for row in rows)
 
 
 def size_of(dtype: str) -> int:

@@ -39,13 +39,16 @@ WORDS, NUMBERS = 62, 17
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
-def summary(spec: Transformer, context: int | None = None, dtype: str = "bfloat16") -> dict[str, Any]:
+def summary(
+    spec: Transformer, context: int | None = None, dtype: str = "bfloat16", quantize_cache: str | None = None
+) -> dict[str, Any]:
     """What a model is and costs, as plain data for JSON.
 
     Costs are counted at `context` tokens (the one that the spec names, unless given): `flops.forward_per_token` is the
     mean over a sequence of that length (both sides of an encoder-decoder have it, and their tokens count alike),
     `flops.decode_per_token` those of its last token where a cache holds the others; `kv_bytes_per_token` what a token
-    adds while no window is full, `kv_bytes` what a sequence of that length keeps. Bytes are in `dtype`.
+    adds while no window is full, `kv_bytes` what a sequence of that length keeps. Bytes are in `dtype`; of a
+    cache in 8 bits, with `quantize_cache="int8"`.
     """
     context = context or counts.default_context(spec)
     parameters = counts.parameters(spec)
@@ -72,18 +75,20 @@ def summary(spec: Transformer, context: int | None = None, dtype: str = "bfloat1
         "flops": flops,
         "dtype": dtype,
         "weight_bytes": counts.weight_bytes(spec, dtype),
-        "kv_bytes_per_token": counts.kv_bytes(spec, 1, dtype=dtype),
-        "kv_bytes": counts.kv_bytes(spec, context, dtype=dtype),
+        "kv_bytes_per_token": counts.kv_bytes(spec, 1, dtype=dtype, quantize=quantize_cache),
+        "kv_bytes": counts.kv_bytes(spec, context, dtype=dtype, quantize=quantize_cache),
     }
 
 
-def describe(spec: Transformer, context: int | None = None, dtype: str = "bfloat16") -> str:
+def describe(
+    spec: Transformer, context: int | None = None, dtype: str = "bfloat16", quantize_cache: str | None = None
+) -> str:
     """The model as a person would draw it: stacks, blocks (repeated ones once), branches as formulas of the residual
     stream x, parts with shapes and parameters, then what it costs at `context` tokens."""
     lines = [*_flow(spec), ""]
     for name, stack in spec.stacks().items():
         lines += [*_draw(_stack(spec, name, stack)), ""]
-    return "\n".join([*lines, *_draw(_head(spec)), "", *_costs(spec, context, dtype)]) + "\n"
+    return "\n".join([*lines, *_draw(_head(spec)), "", *_costs(spec, context, dtype, quantize_cache)]) + "\n"
 
 
 @dataclass
@@ -419,8 +424,8 @@ def _head_facts(head: Head) -> Iterator[str]:
             pass
 
 
-def _costs(spec: Transformer, context: int | None, dtype: str) -> Iterator[str]:
-    facts = summary(spec, context, dtype)
+def _costs(spec: Transformer, context: int | None, dtype: str, quantize_cache: str | None) -> Iterator[str]:
+    facts, kept = summary(spec, context, dtype, quantize_cache), quantize_cache or dtype
     parameters, flops, at = facts["parameters"], facts["flops"], f"{facts['context']:,} tokens"
     active = f" · active {parameters['active']:,}" if parameters["active"] < parameters["total"] else ""
     share = parameters["embedding"] / parameters["total"]
@@ -431,7 +436,7 @@ def _costs(spec: Transformer, context: int | None, dtype: str) -> Iterator[str]:
     yield f"FLOPs a token  {forward} ({scores:.0%} attention scores)"
     if "decode_per_token" in flops:
         yield f"               {scaled(flops['decode_per_token'], 'FLOP')} to decode one, {at} in view"
-        cache = f"{facts['kv_bytes_per_token']:,} B a token · {scaled(facts['kv_bytes'], 'B')} at {at}, in {dtype}"
+        cache = f"{facts['kv_bytes_per_token']:,} B a token · {scaled(facts['kv_bytes'], 'B')} at {at}, in {kept}"
         yield f"KV cache       {cache}"
     known = f"trained for {spec.context:,} tokens" if spec.context is not None else "trained length unknown"
     yield f"context        {known}{_limit(spec)}"

@@ -139,6 +139,8 @@ def serving_verdict(spec: Transformer, load: Load, device: Device) -> Verdict:
         changes.append(f"a context of {shorter:,} tokens instead of {load.context:,}")
     if size_of(load.dtype) > 2 and needed(replace(load, dtype="bfloat16")) <= usable:
         changes.append("weights and cache in bfloat16")
+    if load.quantize_cache is None and needed(replace(load, quantize_cache="int8")) <= usable:
+        changes.append("keys and values in 8 bits")
     changes += _larger_devices(needed(load), device)
     return Verdict(False, needed(load), usable, binding, tuple(changes[:CHANGES]))
 

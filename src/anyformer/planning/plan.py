@@ -121,6 +121,7 @@ def plan(
     context: int | None = None,
     dtype: str | None = None,
     batch: int = 1,
+    quantize_cache: str | None = None,
     device: Device | str | None = None,
     attained: float = ATTAINED,
     price: float | None = None,
@@ -140,7 +141,8 @@ def plan(
     - `model`: a preset (`llama:135m`), the path of a spec.json, a recipe or a checkpoint's directory, a spec, or a
       model. Its costs are counted at `context` tokens: the one that it names, unless given.
     - Serving: `batch` sequences of that context at a time, weights and cache in `dtype` (as `precision`, that of the
-      products of training: bfloat16, unless the device is no better at it than at float32).
+      products of training: bfloat16, unless the device is no better at it than at float32); the cache in 8 bits with
+      `quantize_cache="int8"`.
     - Training: `rows` of `length` tokens at a time on each device, `batch_tokens` a step, for `tokens` in all, or for
       as many as `flops` pay for (20 a parameter where neither is given), over a `mesh` of devices.
     - `device`: a name (`h100`) or a `Device`, for times, costs and what fits; of its rate of products, the share
@@ -175,12 +177,12 @@ def plan(
         parameters=counts.parameters(spec),
         flops=_flops(spec, context),
         weight_bytes=counts.weight_bytes(spec, dtype),
-        kv_bytes_per_token=counts.kv_bytes(spec, 1, dtype=dtype),
-        kv_bytes=counts.kv_bytes(spec, context, dtype=dtype),
+        kv_bytes_per_token=counts.kv_bytes(spec, 1, dtype=dtype, quantize=quantize_cache),
+        kv_bytes=counts.kv_bytes(spec, context, dtype=dtype, quantize=quantize_cache),
         device=found,
         attained=attained,
         training=_training(spec, step, batch_tokens, tokens, flops, found, attained),
-        serving=_serving(spec, Load(context, batch, dtype), found, attained),
+        serving=_serving(spec, Load(context, batch, dtype, quantize_cache), found, attained),
     )
 
 

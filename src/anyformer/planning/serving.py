@@ -33,19 +33,26 @@ READING = 0.7
 
 @dataclass(frozen=True)
 class Load:
-    """What is served: `batch` sequences of `context` tokens at once, weights and cache in `dtype`."""
+    """What is served: `batch` sequences of `context` tokens at once, weights and cache in `dtype`; or, quantised, the
+    cache in 8 bits (`kv_bytes`)."""
 
     context: int
     batch: int = 1
     dtype: str = "bfloat16"
+    quantize_cache: str | None = None
 
 
 def serving_memory(spec: Transformer, load: Load) -> dict[str, int]:
     """Bytes by what they are. Raises `SpecError` for a dtype that there is not."""
     memory = {"weights": weight_bytes(spec, load.dtype)}
     if spec.decoder is not None:
-        memory["cache"] = load.batch * kv_bytes(spec, load.context, dtype=load.dtype)
+        memory["cache"] = load.batch * _cache(spec, load)
     return memory | {"working": _working(spec, load)}
+
+
+def _cache(spec: Transformer, load: Load) -> int:
+    """Bytes that a sequence keeps."""
+    return kv_bytes(spec, load.context, dtype=load.dtype, quantize=load.quantize_cache)
 
 
 def _working(spec: Transformer, load: Load) -> int:
@@ -109,7 +116,7 @@ def serving_time(spec: Transformer, load: Load, device: Device, *, attained: flo
     if spec.decoder is None:
         return ServingTime(prefill, None, None)
     step = forward_flops(spec, 1, source=load.context, cached=max(0, load.context - 1))
-    cache = load.batch * kv_bytes(spec, load.context, dtype=load.dtype)
+    cache = load.batch * _cache(spec, load)
     reading = (_read_weights(spec, load.batch) * size_of(load.dtype) + cache) / (READING * device.bandwidth)
     seconds = max(load.batch * sum(step.values()) / rate, reading)
     return ServingTime(prefill, seconds, load.batch / seconds)

@@ -90,6 +90,10 @@ class Mixer(Part, frozen=True):
         """How many numbers a cache keeps of `tokens` tokens, and of a `source` of so many."""
         return 0
 
+    def kept_rows(self) -> tuple[int, ...]:
+        """How wide the rows are in which a cache keeps a token; none where it keeps nothing, or what is a source's."""
+        return ()
+
 
 class Attention(Mixer, frozen=True):
     """Scaled dot-product attention (Vaswani et al. 2017, eq. 1) in every form in use.
@@ -182,6 +186,9 @@ class Attention(Mixer, frozen=True):
         horizon = self.window[0] if self.window is not None else None
         seen = source if self.source == "cross" else tokens if horizon is None else min(tokens, horizon)
         return 2 * self.kv_heads * self.head_dim * seen
+
+    def kept_rows(self) -> tuple[int, ...]:
+        return () if self.source == "cross" else (self.head_dim,) * (2 * self.kv_heads)
 
 
 class FeedForward(Mixer, frozen=True):
