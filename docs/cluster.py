@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from math import prod
 from pathlib import Path
 
 from anyformer import families
-from anyformer.planning import Mesh, Step, parameters, peak, training_memory
+from anyformer.planning import Mesh, Step, parameters, peak, shapes, training_memory
 from anyformer.planning.devices import DEVICES, Device
 from anyformer.planning.time import step_time
 from anyformer.spec import Transformer
@@ -23,6 +24,8 @@ ATTAINED = 0.5
 #: How much of a device's memory may be planned with; the rest is the allocator's and the libraries'.
 USABLE = 0.9
 GB = 1e9
+#: Bytes of a number as weights are kept.
+WIDE = 4
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,8 @@ What the figures follow from:
 
 - **Memory**: weights, gradients and moments are float32 and divided over the mesh; products are bfloat16, and layers \
 are gathered as that. What a forward pass keeps is counted by the shape of every part. On CPUs the plan stays within \
-6% of the measured peak (`python benchmarks/memory.py`). A plan fits where it takes at most {usable:.0%} of a \
-device's memory.
+6% of the measured peak (`python benchmarks/memory.py`). A plan fits where it takes at most {usable:.0%} of a device's \
+memory. Before the first step every GPU makes its own part of the weights, and holds one parameter whole beside it.
 - **Time**: a device by itself is taken to attain {attained:.0%} of its peak rate in bfloat16, everything between \
 products included. That is an assumption; where `anyformer train` shows another share of the peak on one device, the \
 times below change with it. Layers that are computed again cost a third more products, which MFU does not count.
@@ -133,7 +136,8 @@ def section(plan: Plan) -> Iterator[str]:
     yield "|---|---|"
     yield from (f"| {what} | {bytes_ / GB:.1f} |" for what, bytes_ in parts.items() if bytes_)
     yield f"| **at most, at the moment '{moment}'**, of {_usable(device) / GB:.0f} usable | **{most / GB:.1f}** |"
-    yield ""
+    largest = max(prod(shape) for shape in shapes(spec).values()) * WIDE
+    yield f"\nBefore the first step: its part of the weights and one parameter whole, at most {largest / GB:.1f} GB.\n"
     yield "| a step | sent by a GPU, GB | seconds |"
     yield "|---|---|---|"
     yield f"| products, at {ATTAINED:.0%} of {device.flops / 1e12:,.0f} TFLOP/s | | {time.compute:.2f} |"

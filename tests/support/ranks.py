@@ -1,7 +1,7 @@
 """Runs of many processes on this machine, started as torchrun starts them. As a script, it is one of them.
 
 A job is what `train` takes, and besides: `interrupt`, [rank, step], a SIGTERM that one rank gets in a step; `kill`, a
-step in which every rank kills itself.
+step in which every rank kills itself. Or it is `begin`, a recipe whose model is made and looked at, and not trained.
 """
 
 from __future__ import annotations
@@ -41,8 +41,41 @@ def start(count: int, jobs: list[Job], place: Path, *, killed: bool = False) -> 
     assert ends == {-signal.SIGKILL if killed else 0}, "\n".join(said)[-6000:]
 
 
+def begin(recipe: Job) -> None:
+    """Make the model that a recipe begins with; leave in `begin-RANK.json` of its run whether its numbers are those
+    that one process makes, and the most bytes held meanwhile beside this rank's share and the largest parameter."""
+    import torch
+    from held import Held
+
+    from anyformer import text
+    from anyformer.model.building import whole
+    from anyformer.training.optimizers import local
+    from anyformer.training.prepare import starting_model
+    from anyformer.training.recipe import read_recipe
+    from anyformer.training.scale.ranks import joined
+
+    chosen = read_recipe(recipe)
+    with joined(chosen.scale) as ranks:
+        with Held() as held:
+            model = starting_model(chosen, text.byte_level(), ranks=ranks)
+        alone = dict(starting_model(chosen, text.byte_level()).named_parameters())
+        made = dict(model.named_parameters())
+        found = {
+            "same": made.keys() == alone.keys() and all(torch.equal(whole(made[name]), alone[name]) for name in alone),
+            "most": held.most,
+            "share": sum(local(parameter).nbytes for parameter in made.values()),
+            "largest": max(parameter.nbytes for parameter in alone.values()),
+        }
+        place = chosen.run.directory
+        place.mkdir(exist_ok=True)
+        (place / f"begin-{ranks.rank}.json").write_text(json.dumps(found), encoding="utf-8")
+
+
 def run(job: Job, rank: int) -> None:
     """Run one job in this process."""
+    if "begin" in job:
+        begin(job["begin"])
+        return
     from anyformer.training import train
     from anyformer.training.trainer import Trainer
 

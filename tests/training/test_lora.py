@@ -294,9 +294,9 @@ def test_an_adapter_is_no_base_of_another(tuned: Callable[..., dict[str, Any]], 
     assert train(plain, overrides=[f"model.from={adapter}"], progress=False).finished
 
 
-def test_adapters_are_trained_in_one_process(tuned: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    """Many processes are refused before the first step."""
+def test_matrices_with_adapters_are_not_cut(tuned: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """Halves of heads are refused before the first step; replicas and shards are not."""
     described = af.load(tmp_path / "base").spec
-    check_scale(read_recipe(tuned("run")), described, ALONE)
-    with pytest.raises(TrainingError, match="lora trains on one process"):
-        check_scale(read_recipe(tuned("run")), described, {**ALONE, "data": 2})
+    check_scale(read_recipe(tuned("run")), described, {**ALONE, "data": 2, "shard": 2})
+    with pytest.raises(TrainingError, match=r"scale.tensor cannot divide a matrix that has an adapter"):
+        check_scale(read_recipe(tuned("run")), described, {**ALONE, "tensor": 2})

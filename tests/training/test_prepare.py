@@ -26,8 +26,8 @@ Recipes = Callable[..., dict[str, Any]]
 def test_dropout_is_the_recipes_where_it_says_so(recipe: Recipes) -> None:
     """In the spec of a fresh model, of a preset too; without the key, as the spec has it."""
     data = recipe(dropout=0.2)
-    model = starting_model(read_recipe(data), text.byte_level(), torch.device("cpu"))
-    plain = starting_model(read_recipe(recipe()), text.byte_level(), torch.device("cpu"))
+    model = starting_model(read_recipe(data), text.byte_level())
+    plain = starting_model(read_recipe(recipe()), text.byte_level())
     assert model.spec == with_dropout(plain.spec, 0.2) != plain.spec
     preset = {**data, "model": {"preset": "gpt2:tiny"}, "training": {**data["training"], "attention_dropout": 0.0}}
     found = described(read_recipe(preset))
@@ -42,9 +42,9 @@ def test_a_checkpoint_brings_its_dropout_along_unless_the_recipe_has_another(rec
     before.tokenizer = text.byte_level()
     before.save(tmp_path / "before")
     data = {**recipe(), "model": {"from": str(tmp_path / "before")}}
-    model = starting_model(read_recipe(data), text.byte_level(), torch.device("cpu"))
+    model = starting_model(read_recipe(data), text.byte_level())
     assert model.spec == before.spec and before.spec.output.embeddings.dropout == 0.1
-    model = starting_model(read_recipe(data, ["training.dropout=0.0"]), text.byte_level(), torch.device("cpu"))
+    model = starting_model(read_recipe(data, ["training.dropout=0.0"]), text.byte_level())
     assert model.spec == with_dropout(before.spec, 0.0)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))
 

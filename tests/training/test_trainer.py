@@ -39,7 +39,7 @@ def make(recipe: Any) -> Any:
     def make(**training: Any) -> Trainer:
         chosen = read_recipe(recipe(**training))
         tokenizer = text.byte_level()
-        model = starting_model(chosen, tokenizer, torch.device("cpu"))
+        model = starting_model(chosen, tokenizer)
         return Trainer(chosen, model, Text(tokenizer, corpus(TEXTS * 8), corpus(TEXTS)))
 
     return make

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,9 @@ from anyformer import spec
 from anyformer.errors import CheckpointError, InputError, SpecError
 from anyformer.model.transformer import Transformer
 from anyformer.parts.attention import Attention
+
+if TYPE_CHECKING:
+    from anyformer.checkpoints import Checkpoint
 
 DTYPES = {
     "float32": torch.float32,
@@ -35,24 +40,74 @@ def build(
     if not isinstance(description, spec.Transformer):
         raise SpecError(f"build takes a spec, such as af.families.llama('tiny'), not {description!r}; load takes names")
     model = unfilled(description, torch.float32, device)
-    generator = torch.Generator(device)
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    with torch.no_grad():
-        initialize(model, description.initialization, generator)
+    draw(model, seed)
     return model.to(dtype)
 
 
 def unfilled(description: spec.Transformer, dtype: torch.dtype, device: torch.device | str) -> Transformer:
     """A model whose parameters hold whatever the memory held; made without drawing any number."""
-    with torch.device("meta"):
-        model = Transformer(description).to(dtype)
-    # `to_empty` asks torch's reference operators what is like what, and importing them takes most of a second.
-    model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
-    model.tie()  # leaving the meta device makes two parameters of one
+    model = hollow(description, dtype)
+    materialize(model, device)
     return model
+
+
+def hollow(description: spec.Transformer, dtype: torch.dtype) -> Transformer:
+    """A model whose parameters have shapes and no memory: on torch's meta device, to be laid over processes."""
+    with torch.device("meta"):
+        return Transformer(description).to(dtype)
+
+
+def materialize(model: Transformer, device: torch.device | str) -> None:
+    """Give the parameters of a hollow model memory, which holds whatever it held; where they lie over many processes,
+    for this one's part of each."""
+    model._apply(partial(_empty, device=device))
+    model.tie()  # leaving the meta device makes two parameters of one
+
+
+def _empty(tensor: Tensor, device: torch.device | str) -> Tensor:
+    if is_laid(tensor):
+        return torch.empty_like(tensor, device=device)
+    # `empty_like` asks torch's reference operators what is like what, and importing them takes most of a second.
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+
+
+def draw(model: Transformer, seed: int | None = None) -> None:
+    """Draw every parameter anew as the model's spec says; with a seed, the same numbers each time, however many
+    processes the model lies over."""
+    generator = torch.Generator(model.device)
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    with torch.no_grad():
+        initialize(model, model.spec.initialization, generator)
+
+
+def is_laid(tensor: Tensor) -> bool:
+    """Whether a tensor lies over many processes, of which each has a part (torch's DTensor)."""
+    return hasattr(tensor, "device_mesh")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, gathered where it lies over many processes; each of them must ask."""
+    laid: Any = tensor
+    return laid.full_tensor() if is_laid(tensor) else tensor
+
+
+def parts(tensor: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """What this process has of a tensor, and the same part of another of its shape, which is whole."""
+    if not is_laid(tensor):
+        return tensor, other
+    laid: Any = tensor
+    (part,) = laid.__create_chunk_list__()
+    ranges = zip(part.offsets, part.sizes, strict=True)
+    return laid.to_local(), other[tuple(slice(begin, begin + size) for begin, size in ranges)]
+
+
+def place(parameter: Tensor, numbers: Tensor) -> None:
+    """Give a parameter its numbers, in place; of those of a mapped file this process' part is read alone."""
+    here, numbers = parts(parameter, numbers)
+    here.copy_(numbers)
 
 
 def initialize(model: Transformer, how: spec.Initialization, generator: torch.Generator) -> None:
@@ -94,7 +149,12 @@ def _draw(
     std = how.std if how.std is not None else parameter.shape[-1] ** -0.5
     if "embeddings" in name and how.embedding_std is not None:
         std = how.embedding_std
-    parameter.normal_(0.0, std * scale, generator=generator)
+    if not is_laid(parameter):
+        parameter.normal_(0.0, std * scale, generator=generator)
+        return
+    # All of it, whatever part is kept, so that the numbers that follow are the same in every process.
+    whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=generator.device)
+    place(parameter, whole.normal_(0.0, std * scale, generator=generator))
 
 
 def best_device() -> torch.device:
@@ -156,9 +216,14 @@ def load(
 
         model = quantizing.unfilled(checkpoint, quantize, chosen, where)
     fill(model, checkpoint.tensors)
+    inherit(model, checkpoint)
+    return model.eval()
+
+
+def inherit(model: Transformer, checkpoint: Checkpoint) -> None:
+    """Give a model what its checkpoint holds besides numbers: tokenizer, defaults of decoding, origin and the like."""
     model.tokenizer, model.generation = checkpoint.tokenizer, dict(checkpoint.generation)
     model.family, model.carried, model.origin = checkpoint.family, checkpoint.carried, checkpoint.origin
-    return model.eval()
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -174,4 +239,4 @@ def fill(model: Transformer, tensors: Mapping[str, Tensor]) -> None:
     for name, parameter in model.named_parameters():
         if name not in tensors:
             raise CheckpointError(f"the checkpoint has no tensor for '{name}'; it is not whole")
-        parameter.copy_(tensors[name])
+        place(parameter, tensors[name])

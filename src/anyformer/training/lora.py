@@ -8,7 +8,7 @@ peft puts the changes into the model, and `checkpoints.adapters` writes and read
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +22,7 @@ from anyformer import spec
 from anyformer.checkpoints import adapters
 from anyformer.errors import TrainingError
 from anyformer.model import Transformer
+from anyformer.model.building import parts, place, whole
 from anyformer.parts.experts import Experts
 from anyformer.parts.feedforward import FeedForward
 from anyformer.spec.base import Part
@@ -117,16 +118,22 @@ class Adapted(Transformer):
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write what learns as an adapter of the base model, in peft's files and under the names of the reference's
         modules: `peft.PeftModel.from_pretrained` reads it, and `load`."""
+        self.write(directory, learning(self))
+
+    def write(self, directory: str | os.PathLike[str], learned: Mapping[str, Tensor]) -> None:
+        """The same of what learns as it is given, by name."""
         scale = self.lora.scale
         changes = {
-            f"{name}.weight": adapters.LowRank(layer.lora_A[NAME].weight, layer.lora_B[NAME].weight, scale)
-            for name, layer in self.changes().items()
+            f"{name}.weight": adapters.LowRank(
+                learned[f"{name}.lora_A.{NAME}.weight"], learned[f"{name}.lora_B.{NAME}.weight"], scale
+            )
+            for name in self.changes()
         }
         repository, _, commit = (self.base, "", "") if Path(self.base).exists() else self.base.partition("@")
         adapters.write(
             Path(directory),
             changes,
-            self.whole(),
+            {name: learned[name] for name in self.whole()},
             spec=self.spec,
             family=self.family,
             base=repository,
@@ -138,19 +145,32 @@ class Adapted(Transformer):
     def restore(self, directory: Path) -> None:
         """Give what learns the numbers that `save` wrote of it, to the bit."""
         changes, whole = {f"{name}.weight": layer for name, layer in self.changes().items()}, self.whole()
-        halves, replaced = adapters.read(directory, changes, whole, spec=self.spec, family=self.family)
-        for name, (A, B) in halves.items():
-            changes[name].lora_A[NAME].weight.copy_(A)
-            changes[name].lora_B[NAME].weight.copy_(B)
+        found, replaced = adapters.read(directory, changes, whole, spec=self.spec, family=self.family)
+        for name, halves in found.items():
+            for parameter, tensor in zip(_halves(changes[name]), halves, strict=True):
+                place(parameter, tensor)
         for name, tensor in replaced.items():
-            whole[name].copy_(tensor)
+            place(whole[name], tensor)
 
+    @torch.no_grad()
+    def draw(self, seed: int) -> None:
+        """Draw every A anew, uniform within 1/√in as peft has it, and make every B zero."""
+        generator = torch.Generator(self.device).manual_seed(seed)
+        for layer in self.changes().values():
+            A, B = _halves(layer)
+            drawn = torch.empty(A.shape, dtype=A.dtype, device=self.device)
+            place(A, nn.init.kaiming_uniform_(drawn, a=5**0.5, generator=generator))
+            B.zero_()
+
+    @torch.no_grad()
     def merge(self) -> Transformer:
         """Make the changes part of the weights, W + α/r · B A: the model becomes one like any other, all of which
         learns, and is returned."""
         for name, layer in self.changes().items():
-            layer.merge()
-            self.set_submodule(name, layer.get_base_layer())
+            linear, (A, B) = layer.get_base_layer(), _halves(layer)
+            weight, change = parts(linear.weight, whole(B) @ whole(A) * self.lora.scale)
+            weight.add_(change)
+            self.set_submodule(name, linear)
         self.requires_grad_(True)
         self.__class__ = Transformer  # type: ignore[assignment]
         return self
@@ -175,10 +195,21 @@ class Adapted(Transformer):
         """The parameters that learn as they are: those of a classifier's head."""
         return {name: parameter for name, parameter in learning(self).items() if ".lora_" not in name}
 
+    def own(self) -> dict[str, Tensor]:
+        """The parameters of the model that was adapted, by the names that they had."""
+        named = self.named_parameters()
+        return {name.replace(".base_layer.", "."): parameter for name, parameter in named if ".lora_" not in name}
+
+
+def _halves(layer: Any) -> tuple[Tensor, Tensor]:
+    """A [r, in] and B [out, r] of one of peft's layers."""
+    return layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+
 
 def adapt(model: Transformer, settings: Lora, *, base: str = "", seed: int = 0) -> Adapted:
     """Freeze a model, but for a classifier's head, and put changes beside the linear layers that the settings name; A
-    is drawn from `seed`. The model itself is what becomes adapted; it computes the same as before, until it learns.
+    is drawn from `seed` (of a hollow model later, by `draw`). The model itself is what becomes adapted; it computes the
+    same as before, until it learns.
 
     Raises `TrainingError` as `targets`, and where peft is not installed.
     """
@@ -187,7 +218,6 @@ def adapt(model: Transformer, settings: Lora, *, base: str = "", seed: int = 0) 
         r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=names
     )
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, model, NAME)
     if model.spec.head.kind in TASK_HEADS:
         assert model.head is not None
@@ -195,6 +225,8 @@ def adapt(model: Transformer, settings: Lora, *, base: str = "", seed: int = 0) 
     model.__class__ = Adapted
     assert isinstance(model, Adapted)
     model.lora, model.base = settings, base
+    if model.device.type != "meta":
+        model.draw(seed)
     return model
 
 

@@ -20,11 +20,13 @@ from anyformer.checkpoints import Carried
 from anyformer.data import Corpus, Document, Sources, find_files, open_corpus, read_manifest, write_corpus
 from anyformer.disk import aside_of, write_json
 from anyformer.errors import AnyformerError, DataError, TrainingError
-from anyformer.model import Transformer, build, load
+from anyformer.model import Transformer
+from anyformer.model.building import draw, hollow, inherit, materialize, place
 from anyformer.spec.dropout import with_dropout
 from anyformer.training import lora
 from anyformer.training.objectives import OBJECTIVES
 from anyformer.training.recipe import NewTokenizer, Recipe
+from anyformer.training.scale.ranks import Alone
 from anyformer.training.state import put_in_place, read_json
 from anyformer.training.watching.progress import Display
 
@@ -164,61 +166,82 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def starting_model(
-    recipe: Recipe, tokenizer: text.Tokenizer, device: torch.device, labels: Sequence[str] = ()
+    recipe: Recipe, tokenizer: text.Tokenizer, labels: Sequence[str] = (), ranks: Alone | None = None
 ) -> Transformer:
     """The model before step 0, float32: fresh from the recipe's seed, or the checkpoint that it names; with what its
-    objective puts in, such as a head for these labels.
+    objective puts in, such as a head for these labels. Every process makes its own part alone, of the same numbers.
 
     Raises `TrainingError` where its vocabulary is too small for the tokenizer.
     """
+    ranks = ranks if ranks is not None else Alone()
     if recipe.model.source is not None:
-        model = load(recipe.model.source, torch.float32, device)
-        _check_vocabulary(model.spec, tokenizer.vocabulary_size)
-        model = _with_spec(model, _adapted(recipe, model.spec, len(labels)), recipe.run.seed)
+        checkpoint = checkpoints.open(checkpoints.fetch(recipe.model.source))
+        found = checkpoint.spec
     else:
-        described = _adapted(recipe, model_spec(recipe, tokenizer.vocabulary_size), len(labels))
-        _check_vocabulary(described, tokenizer.vocabulary_size)
-        model = build(described, device=device, seed=recipe.run.seed)
+        checkpoint, found = None, model_spec(recipe, tokenizer.vocabulary_size)
+    _check_vocabulary(found, tokenizer.vocabulary_size)
+    model = _laid(_adapted(recipe, found, len(labels)), recipe, ranks, checkpoint)
+    if checkpoint is None:
         model.family = recipe.model.preset.partition(":")[0] if recipe.model.preset is not None else None
-        special = {"bos": tokenizer.bos, "eos": tokenizer.eos, "pad": tokenizer.pad}
-        if described.shape == "encoder-decoder":
-            special["decoder_start"] = tokenizer.pad if tokenizer.pad is not None else tokenizer.eos
-        model.generation = {f"{name}_token_id": token for name, token in special.items() if token is not None}
+        model.generation = _special_ids(model.spec, tokenizer)
     model.tokenizer = tokenizer
     if labels:
         numbered = {str(index): label for index, label in enumerate(labels)}
         carried = model.carried or Carried()
         named = {"id2label": numbered, "label2id": {label: int(index) for index, label in numbered.items()}}
         model.carried = replace(carried, attributes={**carried.attributes, **named})
-    if recipe.lora is not None:
-        return lora.adapt(model, recipe.lora, base=str(recipe.model.source), seed=recipe.run.seed)
     return model
 
 
-def saved_model(recipe: Recipe, text: Text, path: Path, device: torch.device) -> Transformer:
+def _laid(
+    described: spec.Transformer, recipe: Recipe, ranks: Alone, checkpoint: checkpoints.Checkpoint | None
+) -> Transformer:
+    """A model laid over the ranks: with the parameters of a checkpoint that fit it, and fresh ones where it has none;
+    with fresh adapters, where the recipe asks for some."""
+    model = hollow(described, torch.float32)
+    if recipe.lora is not None:
+        model = lora.adapt(model, recipe.lora, base=str(recipe.model.source))
+    ranks.lay(model, recipe.training.precision)
+    materialize(model, ranks.device)
+    if checkpoint is None or described != checkpoint.spec:
+        draw(model, recipe.run.seed)
+    if isinstance(model, lora.Adapted):
+        model.draw(recipe.run.seed)
+    if checkpoint is not None:
+        _take_over(model, checkpoint)
+    return model
+
+
+@torch.no_grad()
+def _take_over(model: Transformer, checkpoint: checkpoints.Checkpoint) -> None:
+    """Have what a checkpoint holds, as far as it fits."""
+    inherit(model, checkpoint)
+    own = model.own() if isinstance(model, lora.Adapted) else dict(model.named_parameters())
+    for name, parameter in own.items():
+        if name in checkpoint.tensors and (numbers := checkpoint.tensors[name]).shape == parameter.shape:
+            place(parameter, numbers)
+    if model.spec != checkpoint.spec:
+        # Tensors that nothing read, such as a pooler's, would stand beside those of the new head.
+        model.carried = replace(checkpoint.carried, tensors={})
+
+
+def _special_ids(described: spec.Transformer, tokenizer: text.Tokenizer) -> dict[str, int]:
+    """The ids of special tokens, as generation_config.json names them."""
+    special = {"bos": tokenizer.bos, "eos": tokenizer.eos, "pad": tokenizer.pad}
+    if described.shape == "encoder-decoder":
+        special["decoder_start"] = tokenizer.pad if tokenizer.pad is not None else tokenizer.eos
+    return {f"{name}_token_id": token for name, token in special.items() if token is not None}
+
+
+def saved_model(recipe: Recipe, text: Text, path: Path, ranks: Alone) -> Transformer:
     """The model that a checkpoint of the run holds, float32; an adapter's beside the model that it began with."""
     if recipe.lora is None:
-        return load(path, torch.float32, device)
-    model = starting_model(recipe, text.tokenizer, device, text.labels)
+        checkpoint = checkpoints.open(path)
+        return _laid(checkpoint.spec, recipe, ranks, checkpoint)
+    model = starting_model(recipe, text.tokenizer, text.labels, ranks)
     assert isinstance(model, lora.Adapted)
     model.restore(path)
     return model
-
-
-def _with_spec(model: Transformer, described: spec.Transformer, seed: int) -> Transformer:
-    """A model of another spec with the parameters that this one has too, and fresh ones where it has none."""
-    if described == model.spec:
-        return model
-    made = build(described, device=model.device, seed=seed)
-    has = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, parameter in made.named_parameters():
-            if name in has and has[name].shape == parameter.shape:
-                parameter.copy_(has[name])
-    made.family, made.origin, made.generation = model.family, model.origin, model.generation
-    # Tensors that nothing read, such as a pooler's, would stand beside those of the new head.
-    made.carried = None if model.carried is None else replace(model.carried, tensors={})
-    return made
 
 
 def model_spec(recipe: Recipe, vocabulary: int) -> spec.Transformer:

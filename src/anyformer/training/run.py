@@ -272,9 +272,9 @@ def _begin(recipe: Recipe, text: Text, saved: Checkpoints, display: Display, ran
     """The trainer as the last whole checkpoint has it, or as the recipe begins."""
     found = ranks.newest(saved, display.note)
     if found is None or is_sharded(found[0]):
-        model = starting_model(recipe, text.tokenizer, ranks.device, text.labels)
+        model = starting_model(recipe, text.tokenizer, text.labels, ranks)
     else:
-        model = saved_model(recipe, text, found[0], ranks.device)
+        model = saved_model(recipe, text, found[0], ranks)
     trainer = Trainer(recipe, model, text, ranks)
     if found is None:
         return trainer, Counters()

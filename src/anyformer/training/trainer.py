@@ -44,7 +44,8 @@ class Update:
 
 
 class Trainer:
-    """A model with its optimizers, on its text: what a single step, a validation and a checkpoint do."""
+    """A model with its optimizers, on its text: what a single step, a validation and a checkpoint do. A model of many
+    `ranks` lies over them already."""
 
     def __init__(self, recipe: Recipe, model: Transformer, text: Text, ranks: Alone | None = None) -> None:
         settings = recipe.training
@@ -55,10 +56,9 @@ class Trainer:
         assert model.head is not None
         model.head.label_smoothing, model.head.z_loss = settings.label_smoothing, settings.z_loss
         model.checkpoint_activations(settings.checkpoint_activations)
-        self.device = next(model.parameters()).device
-        self.objective.begin(settings, lambda: starting_model(recipe, text.tokenizer, self.device, text.labels))
+        self.device = model.device
+        self.objective.begin(settings, lambda: starting_model(recipe, text.tokenizer, text.labels, ranks))
         compile_regions(model, settings.compile, self.device)
-        ranks.lay(model, settings.precision)
         self.optimizers = optimizers(settings.optimizer, model, settings.weight_decay)
         self.average = Average(model, settings.ema) if settings.ema else None
         self.micro_tokens = settings.micro_batch_tokens or settings.batch_tokens // ranks.rows
@@ -137,7 +137,7 @@ class Trainer:
         """Write the model as the run gives it, a checkpoint like any other; an adapter also alone, in `adapter/`."""
         with self.result():
             if isinstance(self.model, Adapted):
-                self.model.save(directory / "adapter")
+                self.ranks.save(self.model, directory / "adapter")
                 self.model.merge()
             self.ranks.save(self.model, directory)
 

@@ -39,18 +39,25 @@ def recipe(texts: Path, place: Path, small: Any) -> Any:
     """Windows of several documents each, in micro-batches that any number of processes can share."""
 
     def make(
-        name: str, scale: dict[str, int] | None = None, *, mixture: bool = False, preset: str = "", **training: Any
+        name: str,
+        scale: dict[str, int] | None = None,
+        *,
+        mixture: bool = False,
+        preset: str = "",
+        samples: int = 0,
+        **training: Any,
     ) -> Recipe:
         spec = small()
         if mixture:
             experts = {"kind": "mixture_of_experts", "experts": 4, "top_k": 2, "hidden": 24, "balance": 0.01}
             spec["decoder"]["pattern"][0]["branches"][1]["mixer"] = experts
         settings = {"steps": STEPS, "batch_tokens": 256, "micro_batch_tokens": 64, "sequence_length": 32}
+        often = {"checkpoint_every": STEPS, "validate_every": 3}
         return {
-            "run": {"directory": str(place / name), "seed": 5, "samples": 0},
+            "run": {"directory": str(place / name), "seed": 5, "watch": [], "samples": samples, "sample_every": STEPS},
             "model": {"preset": f"{preset}:tiny"} if preset else {"spec": spec},
             "data": {"train": str(texts)},
-            "training": {**settings, "learning_rate": 1e-2, "checkpoint_every": 2, **training},
+            "training": {**settings, **often, "learning_rate": 1e-2, **training},
             "scale": scale or {},
         }
 
@@ -58,22 +65,35 @@ def recipe(texts: Path, place: Path, small: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def runs(recipe: Any, place: Path) -> Path:
+def adapting(recipe: Any, place: Path) -> Any:
+    """A recipe that adapts the model of the run `alone`."""
+
+    def make(name: str, scale: dict[str, int] | None = None, **training: Any) -> Recipe:
+        made = recipe(name, scale, steps=2, optimizer="muon", **training)
+        return {**made, "model": {"from": str(place / "alone")}, "lora": {"rank": 2, "targets": "all"}}
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def runs(recipe: Any, adapting: Any, place: Path) -> Path:
     """All runs of this file: what is divided, and one that is begun by one process, goes on in two, then in four (as
     two halves of heads by two shards), which are killed, and ends in one."""
     narrow = {"precision": "bfloat16", "steps": 3}
     for job in (
-        recipe("alone"),
+        recipe("alone", samples=2),
         recipe("alone-experts", mixture=True),
         recipe("alone-average", ema=0.9),
         recipe("alone-narrow", mixture=True, **narrow),
+        adapting("alone-adapted"),
     ):
         train(job, progress=False)
-    chain, wandering = recipe("chain", ema=0.9), {"resume": str(place / "chain")}
+    chain, wandering = recipe("chain", ema=0.9, checkpoint_every=2), {"resume": str(place / "chain")}
     ranks.run({"recipe": chain, "interrupt": (0, 2)}, 0)
     two = [
-        recipe("data", {"data": 2}),
-        recipe("tensor", {"tensor": 2}),
+        recipe("data", {"data": 2}, samples=2),
+        recipe("tensor", {"tensor": 2}, samples=2),
+        adapting("adapted", {"shard": 2}),
         recipe("expert", {"expert": 2}, mixture=True, checkpoint_activations=True),
         recipe("context", {"context": 2}, checkpoint_activations=True),
         recipe("narrow", {"expert": 2}, mixture=True, checkpoint_activations=True, **narrow),
@@ -84,8 +104,13 @@ def runs(recipe: Any, place: Path) -> Path:
         two.append(recipe(family, scale, preset=family, **short))
     ranks.start(2, [*({"recipe": job} for job in two), {**wandering, "interrupt": (1, 4)}], place)
     experts = recipe("expert-shard", {"expert": 2}, mixture=True, steps=2)
+    begin = [
+        recipe("begin-fresh", {"tensor": 2, "shard": 2}, preset="llama"),
+        recipe("begin-experts", {"expert": 2, "data": 2}, preset="mixtral"),
+        adapting("begin-adapted", {"shard": 4}),
+    ]
     divided = {**wandering, "overrides": ["scale.tensor=2"], "kill": 6}
-    ranks.start(4, [{"recipe": experts}, divided], place, killed=True)
+    ranks.start(4, [*({"begin": job} for job in begin), {"recipe": experts}, divided], place, killed=True)
     return place
 
 
@@ -93,8 +118,9 @@ def assert_same(runs: Path, name: str, reference: str) -> None:
     """Losses and norms of every step within 1e-6, validations too, and the final weights close."""
     rows, expected = (read_metrics(runs / run / "metrics.jsonl") for run in (name, reference))
     for row, wanted in zip(rows, expected, strict=True):
-        for key in ("loss", "gradient_norm", "validation_loss"):
-            assert row.get(key) == pytest.approx(wanted.get(key), rel=1e-6), (row["step"], key)
+        assert row.keys() == wanted.keys()
+        for key in row.keys() & {"loss", "gradient_norm", "validation_loss"}:
+            assert row[key] == pytest.approx(wanted[key], rel=1e-6), (row["step"], key)
     found, wanted = (load_file(runs / run / "model.safetensors") for run in (name, reference))
     assert found.keys() == wanted.keys()
     assert all(torch.allclose(found[key], wanted[key], rtol=1e-4, atol=1e-5) for key in wanted)
@@ -116,7 +142,8 @@ def test_parts_of_every_kind_divide(runs: Path, family: str) -> None:
     relative buckets, which all layers share, in halves of heads; tokens hidden at random, the same on any rank."""
     rows, expected = (read_metrics(runs / run / "metrics.jsonl") for run in (family, f"{family}-alone"))
     for key in ("loss", "validation_loss"):
-        assert [row.get(key) for row in rows] == pytest.approx([row.get(key) for row in expected], rel=1e-6)
+        found, wanted = ([row[key] for row in each if key in row] for each in (rows, expected))
+        assert found == pytest.approx(wanted, rel=1e-6) and found
 
 
 def test_in_bfloat16_many_processes_are_as_near_as_its_rounding(runs: Path) -> None:
@@ -124,6 +151,37 @@ def test_in_bfloat16_many_processes_are_as_near_as_its_rounding(runs: Path) -> N
     rows, expected = (read_metrics(runs / run / "metrics.jsonl") for run in ("narrow", "alone-narrow"))
     for key in ("loss", "gradient_norm"):
         assert [row[key] for row in rows] == pytest.approx([row[key] for row in expected], rel=3e-3)
+
+
+@pytest.mark.parametrize("name", ["data", "tensor"])
+def test_samples_of_many_processes_are_those_of_one(runs: Path, name: str) -> None:
+    """All of them write the same text together, and the first one puts it down."""
+    texts = [(runs / run / "samples.jsonl").read_text() for run in (name, "alone")]
+    assert texts[0] == texts[1] and len(json.loads(texts[0])["samples"]) == 2
+
+
+def test_two_processes_adapt_as_one_does(runs: Path) -> None:
+    """Adapters, divided over shards as the model is, learn the same; the adapter by itself, a checkpoint with nothing
+    but what learns, and the merged model are those of one process."""
+    assert_same(runs, "adapted", "alone-adapted")
+    found, wanted = (
+        load_file(runs / run / "adapter" / "adapter_model.safetensors") for run in ("adapted", "alone-adapted")
+    )
+    assert found.keys() == wanted.keys()
+    assert all(torch.allclose(found[key], wanted[key], rtol=1e-4, atol=1e-5) for key in wanted)
+    shards = runs / "adapted" / "checkpoints" / "step-00000002" / "shards"
+    with safe_open(shards / "shard-00002-model-00001-of-00001.safetensors", "pt") as own:
+        assert all(".lora_" in name for name in own.keys())  # noqa: SIM118
+
+
+@pytest.mark.parametrize("name", ["begin-fresh", "begin-experts", "begin-adapted"])
+def test_every_process_makes_its_own_part_alone(runs: Path, name: str) -> None:
+    """Drawn anew or read from a checkpoint, in halves and shards, the numbers are those of one process to the bit;
+    while they are made, each rank holds no more than its share and one parameter."""
+    for rank in range(4):
+        found = json.loads((runs / name / f"begin-{rank}.json").read_text())
+        assert found["same"]
+        assert found["most"] < (found["share"] + found["largest"]) * 1.05 + 4096
 
 
 def test_experts_and_the_rest_are_divided_at_once(runs: Path) -> None:

@@ -81,8 +81,8 @@ class Laid:
 
 
 def lay(model: Transformer, meshes: Meshes, precision: str = "float32") -> Laid:
-    """Lay a model, whole on every rank and alike, over the meshes in place; its products are computed in `precision`.
-    Its layers must be compiled already."""
+    """Lay a hollow model over the meshes in place; its products are computed in `precision`. Of the memory that it is
+    given next, every rank takes its part."""
     sizes, common = meshes.sizes, []
     if sizes["tensor"] > 1:
         common += divide_tensors(model, meshes.dense["tensor"])

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from anyformer.errors import TrainingError
 from anyformer.model import Transformer
 from anyformer.model.building import best_device
+from anyformer.training.optimizers import learning
 from anyformer.training.scale.sizes import ALONE, Sizes, sizes_for
 from anyformer.training.scale.snapshots import write_whole
 from anyformer.training.state import Checkpoints, Counters, read_json
@@ -77,12 +78,12 @@ class Alone:
         return seed
 
     def lay(self, model: Transformer, precision: str) -> None:
-        """Lay a model over the ranks in place; its products are computed in `precision`."""
+        """Lay a hollow model over the ranks in place; its products are computed in `precision`."""
 
     def settle(self) -> None:
         """Leave the model's parameters as they are kept, after a pass without gradients."""
 
-    def clip(self, model: nn.Module, limit: float) -> float:
+    def clip(self, model: Transformer, limit: float) -> float:
         """Clip the gradient of the whole model to the norm `limit`; its norm before."""
         return torch.nn.utils.clip_grad_norm_(model.parameters(), limit).item()
 
@@ -121,7 +122,7 @@ class Ranks(Alone):
         self.rows = sizes["data"] * sizes["shard"] * sizes["expert"]
         #: This rank among those with rows of their own.
         self.row = int((place["data"] * sizes["shard"] + place["shard"]) * sizes["expert"] + place["expert"])
-        self._laid: Any = None
+        self._laid: dict[Transformer, Any] = {}
 
     @property
     def device(self) -> torch.device:
@@ -157,16 +158,18 @@ class Ranks(Alone):
     def lay(self, model: Transformer, precision: str) -> None:
         from anyformer.training.scale.parallel import lay
 
-        self._laid = lay(model, self.meshes, precision)
+        self._laid[model] = lay(model, self.meshes, precision)
 
     def settle(self) -> None:
-        self._laid.settle()
+        for laid in self._laid.values():
+            laid.settle()
 
-    def clip(self, model: nn.Module, limit: float) -> float:
-        return self._laid.clip(limit)
+    def clip(self, model: Transformer, limit: float) -> float:
+        return self._laid[model].clip(limit)
 
     def begin(self, index: int, count: int) -> None:
-        self._laid.is_last(index + 1 == count)
+        for laid in self._laid.values():
+            laid.is_last(index + 1 == count)
 
     def checkpoints(self, run: Path, keep: int) -> Checkpoints:
         from anyformer.training.scale.sharded import ShardedCheckpoints
@@ -190,7 +193,7 @@ class Ranks(Alone):
     def write(self, directory: Path, model: Transformer, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         from anyformer.training.scale.sharded import write_shards
 
-        write_shards(directory, {"model": dict(model.named_parameters()), **tensors})
+        write_shards(directory, {"model": learning(model), **tensors})
 
     def _reduced(self, value: float, how: str) -> float:
         import torch.distributed as dist

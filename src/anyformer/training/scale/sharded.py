@@ -28,7 +28,9 @@ from anyformer import checkpoints
 from anyformer.disk import aside_of, sha256
 from anyformer.errors import TrainingError
 from anyformer.model import Transformer
-from anyformer.model.building import best_device
+from anyformer.model.building import best_device, whole
+from anyformer.training.lora import Adapted
+from anyformer.training.optimizers import learning
 from anyformer.training.scale.snapshots import Tensors
 from anyformer.training.state import Checkpoints, Counters, empty_aside, put_in_place, seal
 
@@ -85,17 +87,20 @@ def read_shards(directory: Path, like: Callable[[str, str], Tensor]) -> dict[str
 
 
 def save_whole(model: Transformer, directory: Path, leads: bool) -> None:
-    """Gather a model that lies over ranks, one tensor after another, and write it from the first rank."""
-    whole: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """Gather a model that lies over ranks (or its adapter), one tensor after another, and write it from the first
+    rank."""
+    kept: dict[str, Tensor] = {}
+    for name, tensor in (learning(model) if isinstance(model, Adapted) else model.state_dict()).items():
+        gathered = whole(tensor)
         if leads:
-            whole[name] = gathered.detach().cpu()
-    if leads:
+            kept[name] = gathered.detach().cpu()
+    if leads and isinstance(model, Adapted):
+        model.write(directory, kept)
+    elif leads:
         checkpoints.write(
             directory,
             spec=model.spec,
-            tensors=whole,
+            tensors=kept,
             family=model.family,
             generation=model.generation,
             tokenizer=model.tokenizer,
@@ -104,12 +109,12 @@ def save_whole(model: Transformer, directory: Path, leads: bool) -> None:
     dist.barrier()
 
 
-def part_of(parameter: Tensor, whole: Tensor) -> Tensor:
-    """`whole`, which every rank has, laid over the ranks as a parameter is."""
+def part_of(parameter: Tensor, numbers: Tensor) -> Tensor:
+    """`numbers`, which every rank has, laid over the ranks as a parameter is."""
     if not isinstance(parameter, DTensor):
-        return whole
+        return numbers
     return distribute_tensor(
-        whole.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
+        numbers.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
     )
 
 

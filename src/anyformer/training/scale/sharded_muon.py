@@ -7,8 +7,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
+from anyformer.model.building import whole
 from anyformer.training.muon import Muon, orthogonal
 from anyformer.training.scale.sharded import part_of
 
@@ -32,17 +32,13 @@ class ShardedMuon(Muon):
         """Update at most as many parameters as there are processes."""
         own: Tensor | None = None
         for owner, parameter in enumerate(parameters):
-            whole = _whole(self.with_momentum(group, parameter))
+            matrix = whole(self.with_momentum(group, parameter))
             if owner == dist.get_rank():
-                own = orthogonal(whole[None])[0].contiguous()
+                own = orthogonal(matrix[None])[0].contiguous()
         for owner, parameter in enumerate(parameters):
             change = own if owner == dist.get_rank() and own is not None else _empty(parameter)
             dist.broadcast(change, owner)
             self.move(group, parameter, part_of(parameter, change))
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _empty(parameter: Tensor) -> Tensor:

@@ -47,8 +47,8 @@ def check(recipe: Recipe, model: spec.Transformer, sizes: Sizes) -> None:
     batch_rows = recipe.training.batch_tokens // recipe.training.sequence_length
     if recipe.training.minutes is not None and math.prod(sizes.values()) > 1:
         raise TrainingError("training.minutes is measured on one process; for many, set training.steps or tokens")
-    if recipe.lora is not None and math.prod(sizes.values()) > 1:
-        raise TrainingError("lora trains on one process, which its small adapters fit; start it without torchrun")
+    if recipe.lora is not None and sizes["tensor"] > 1:
+        raise TrainingError("scale.tensor cannot divide a matrix that has an adapter (lora); use scale.shard")
     if batch_rows < rows:
         raise TrainingError(
             f"training.batch_tokens holds {batch_rows} windows of training.sequence_length, fewer than the {rows} "

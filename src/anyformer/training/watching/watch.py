@@ -13,7 +13,7 @@ from typing import Any
 
 from anyformer.data import spread
 from anyformer.training.recipe import Recipe
-from anyformer.training.state import Metrics, metrics_rows
+from anyformer.training.state import Metrics, NoMetrics, metrics_rows
 from anyformer.training.trainer import Trainer
 from anyformer.training.watching.peak import peak_tokens
 from anyformer.training.watching.progress import Display
@@ -29,17 +29,22 @@ def watched(
     trainer: Trainer, recipe: Recipe, directory: Path, display: Display, *, begin: int, steps: int, validate_every: int
 ) -> Iterator[Watch]:
     """Gives the function to call with the metrics row of each step, from `begin` to `steps`. Of many processes, the
-    first one is watched. At the end, however it comes about, the report is written."""
-    if not trainer.ranks.leads or begin == steps:
+    first one is watched; the others take samples with it. At the end, however it comes about, the report is written."""
+    if begin == steps:
         yield lambda row: None
+        return
+    if not trainer.ranks.leads:
+        with sampling(trainer, recipe, NoMetrics(), begin, steps, validate_every, display.note) as sample:
+            yield sample
         return
     rows = metrics_rows(directory / "metrics.jsonl")
     title, peak = str(directory), peak_tokens(directory, trainer, display.note)
+    samples = Metrics(directory / "samples.jsonl")
     try:
         with (
             display.steps(begin, steps, title=title, peak=peak, earlier=rows) as show,
             following(trackers_of(recipe), directory, recipe, begin, display.note) as tell,
-            sampling(trainer, recipe, directory, begin, steps, validate_every, display.note) as sample,
+            sampling(trainer, recipe, samples, begin, steps, validate_every, display.note) as sample,
         ):
 
             def watch(row: Mapping[str, Any]) -> None:
@@ -59,23 +64,22 @@ def watched(
 def sampling(
     trainer: Trainer,
     recipe: Recipe,
-    directory: Path,
+    written: Metrics,
     begin: int,
     steps: int,
     validate_every: int,
     note: Callable[[str], None],
 ) -> Iterator[Watch]:
-    """Gives the function that writes samples to `samples.jsonl` at the steps that are to have some, which follow from
-    the recipe alone. A model that is divided over processes gives none."""
+    """Gives the function that takes samples at the steps that are to have some, which follow from the recipe alone, and
+    writes them. Every process takes the same; where sequences are divided over them, there are none."""
     run, tokens = recipe.run, steps * recipe.training.batch_tokens
     every = run.sample_every or sample_every(steps, validate_every, tokens, max(run.samples, 1))
-    is_divided = any(size > 1 for size in trainer.ranks.sizes.values())
-    count = 0 if is_divided else run.samples
+    count = run.samples if trainer.ranks.sizes["context"] == 1 else 0
     examples = [trainer.held_out[index] for index in spread(len(trainer.held_out.sizes), count)] if count else []
     if not examples:
         yield lambda row: None
         return
-    with Metrics(directory / "samples.jsonl") as written:
+    with written:
         written.cut_back(begin)
 
         def sample(row: Mapping[str, Any]) -> None:
@@ -88,5 +92,6 @@ def sampling(
             except Exception as error:
                 examples.clear()
                 note(f"no more samples are taken ({type(error).__name__}: {error}); the run goes on")
+            trainer.ranks.settle()
 
         yield sample
