@@ -7,8 +7,10 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from math import exp, log, sqrt
+from multiprocessing import get_context
 from statistics import median
 from typing import TypeVar
 
@@ -21,7 +23,7 @@ from anyformer.errors import ExperimentError
 #: How often a way is taken to see what it holds.
 TRIES = 3
 #: Of glibc's malloc.h.
-_MMAP_THRESHOLD, _MMAP_MAX = -3, -4
+_MMAP_THRESHOLD = -3
 
 Way = TypeVar("Way", bound=Hashable)
 
@@ -84,28 +86,32 @@ def seconds(ways: Mapping[Way, Callable[[], object]], rounds: int) -> dict[Way, 
     return {name: median(times[1:]) for name, times in taken.items()}
 
 
-def most_bytes(way: Callable[[], object]) -> int:
-    """How much more memory than before the process holds at most while it takes this way, in bytes, as the system
-    counts it: what kernels hold inside is in it too. The least of a few tries, since whatever else happens to be held
-    comes on top. Raises `ExperimentError` where it cannot be measured.
+def most_bytes(makers: Sequence[Callable[[], Callable[[], object]]]) -> list[int]:
+    """How much more memory than before a process holds at most while it takes each way, in bytes, as the system counts
+    it: what kernels hold inside is in it too. A maker makes a way, outside of what is counted; it has to be picklable,
+    because this happens in a process that has freed nothing yet: memory that lies between is held by nobody and counts.
 
-    Time ways before: from here on every large block is mapped anew, which costs time."""
-    library = ctypes.CDLL(None)
-    if sys.platform != "linux" or not hasattr(library, "mallopt"):
+    Raises `ExperimentError` where it cannot be measured."""
+    if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"):
         raise ExperimentError("the memory that a call takes can only be measured on Linux with glibc; run it there")
-    # A large block in pages of its own is counted while it is held, and what was freed is not: no holes between.
+    threads = (torch.get_num_threads(),)
+    with ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, threads) as process:
+        return list(process.map(_most_bytes, makers))
+
+
+def _most_bytes(make: Callable[[], Callable[[], object]]) -> int:
+    """The least of a few tries: whatever else happens to be held comes on top."""
+    library, cpu = ctypes.CDLL(None), torch.device("cpu")
+    # Large blocks in pages of their own: counted while they are held, and given back when they are freed.
     library.mallopt(_MMAP_THRESHOLD, 1 << 17)
-    library.mallopt(_MMAP_MAX, 1 << 16)
-    return min(_held(way, library.malloc_trim) for _ in range(TRIES))
-
-
-def _held(way: Callable[[], object], trim: Callable[[int], int]) -> int:
-    cpu = torch.device("cpu")
-    gc.collect()
-    trim(0)
-    machine.begin_peak(cpu)
-    before = machine.peak(cpu)
-    way()
-    most = machine.peak(cpu)
-    assert before is not None and most is not None
-    return most - before
+    way, held = make(), []
+    for _ in range(TRIES):
+        gc.collect()
+        library.malloc_trim(0)
+        machine.begin_peak(cpu)
+        before = machine.peak(cpu)
+        way()
+        most = machine.peak(cpu)
+        assert before is not None and most is not None
+        held.append(most - before)
+    return min(held)
