@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -55,49 +57,28 @@ class Block(nn.Module):
             self.branches.append((branch.name, placement, shared, branch.dropout))
 
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
-        if self.joint and not self.training and native.few(x):
-            return self.few(x, context, cache)
-        modules = self._modules
-        stream = x
-        normed = x
+        # Of few rows each mixer is handed its norm and the stream, and takes both in.
+        joint = self.joint and not self.training and native.few(x)
+        modules: dict[str, Any] = self._modules
+        stream = normed = x
         for name, placement, shared, dropout in self.branches:
-            mixer, norm = modules[name], modules.get(f"{name}_norm")
-            assert mixer is not None
-            read = x if self.parallel else stream
+            mixer: Any = modules[name]
+            norm: Any = modules.get(f"{name}_norm")
+            read, before = x if self.parallel else stream, None
             if placement in ("pre", "both"):
-                normed = normed if shared or norm is None else norm(read)
-                read = normed
-            out = mixer(read, context, cache)
-            if placement == "output" and norm is not None:
-                out = norm(out)
-            elif placement == "both":
-                out = modules[f"{name}_output_norm"](out)  # type: ignore[misc]
-            if dropout and self.training:
-                out = F.dropout(out, dropout)
-            stream = stream + out
-            if placement == "post" and norm is not None:
-                stream = norm(stream)
-        return stream
-
-    def few(self, x: Tensor, context: Context, cache: LayerCache | None) -> Tensor:
-        """The same of few rows: each mixer is handed its norm and the stream, and takes both in."""
-        modules = self._modules
-        stream, normed = x, x
-        for name, placement, shared, _ in self.branches:
-            mixer, norm = modules[name], modules.get(f"{name}_norm")
-            assert mixer is not None
-            read, before = (x if self.parallel else stream), None
-            if placement in ("pre", "both"):
-                if self.shares:
-                    read = normed = normed if shared or norm is None else norm(read)
-                else:
+                if joint and not self.shares:
                     before = norm
-            if placement == "output":
-                stream = norm.added(mixer(read, context, cache), stream)  # type: ignore[union-attr,operator]
-            elif placement == "both":
-                stream = modules[f"{name}_output_norm"].added(mixer(read, context, cache, before), stream)  # type: ignore[union-attr,operator]
-            else:
+                else:
+                    read = normed = normed if shared or norm is None else norm(read)
+            after: Any = norm if placement == "output" else modules.get(f"{name}_output_norm")
+            if joint and after is None:
                 stream = mixer(read, context, cache, before, stream)
+            elif joint:
+                stream = after.added(mixer(read, context, cache, before), stream)
+            else:
+                out = mixer(read, context, cache)
+                out = out if after is None else after(out)
+                stream = stream + (F.dropout(out, dropout) if dropout and self.training else out)
             if placement == "post" and norm is not None:
                 stream = norm(stream)
         return stream

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from anyformer.parts.attention import Attention
 from anyformer.parts.cache import Plan
 from anyformer.parts.context import Context
-from anyformer.parts.kernels import native
+from anyformer.parts.kernels import few, native
 from anyformer.parts.kernels.native import loading
 from anyformer.parts.kernels.native.tape import Note, Replay, record
 from anyformer.parts.masks import Bias, Mask
@@ -76,9 +76,7 @@ class Recording:
             _aim(call, plans[horizon])
         for (horizon, mask, bias), calls in self.looks.items():
             plan = plans[horizon]
-            visible = context.visible(mask, plan.keys)
-            plain = bias is None and visible.form == "everything"
-            added = None if plain else visible.added(bias, torch.float32)
+            added = few.added(context.visible(mask, plan.keys), bias)
             held.append(added)
             address = None if added is None else added.data_ptr()
             strides = native.strides_of(added)

@@ -114,7 +114,7 @@ class Attention(SideBySide):
         assert keys is not None
         if self.angles is not None:
             context.rotary(self.angles, context.queries)
-        few.added(context.visible(self.mask, keys), self.scores(context))
+        few.added(context.visible(self.mask, keys), self.scores(context).bias)
 
     def scores(self, context: Context) -> Scores:
         """What happens to scores besides masking."""

@@ -135,8 +135,6 @@ def project(x: Tensor, linears: Sequence[nn.Module]) -> tuple[Tensor, ...]:
     if weight is None or (biases and bias is None):
         return tuple(linear(x) for linear in linears)
     widths = [linear.out_features for linear in plain]
-    if native.few(x) and weight.dtype == x.dtype:
-        return native.linear(x, weight, native.TYPES[x.dtype], bias).split(widths, -1)
     return many(x, weight, bias).split(widths, -1)
 
 

@@ -9,7 +9,7 @@ from anyformer.parts.kernels import native
 from anyformer.parts.kernels.int8_rows import Int8Rows
 from anyformer.parts.kernels.native import tape
 from anyformer.parts.kernels.scores import Scores
-from anyformer.parts.masks import Visible
+from anyformer.parts.masks import Bias, Visible
 
 #: Queries of a row; of more, products of matrices make more.
 QUERIES = 8
@@ -41,7 +41,7 @@ def attend(q: Tensor, k: Tensor | Int8Rows, v: Tensor | Int8Rows, visible: Visib
     if isinstance(k, Tensor) and isinstance(v, Tensor):
         # Under autocast values may be of another type than keys.
         k, v = _side_by_side(k), _side_by_side(v.to(k.dtype))
-    out = native.attention(q, k, v, added(visible, scores), sinks, scores.scale, scores.soft_cap)
+    out = native.attention(q, k, v, added(visible, scores.bias), sinks, scores.scale, scores.soft_cap)
     tape.say((visible, scores.bias))
     return out
 
@@ -50,7 +50,6 @@ def _side_by_side(x: Tensor) -> Tensor:
     return x if x.stride(3) == 1 else x.contiguous()
 
 
-def added(visible: Visible, scores: Scores) -> Tensor | None:
+def added(visible: Visible, bias: Bias | None) -> Tensor | None:
     """What to add to the scores, float32 [B or 1, H or 1, T, S]; None where that is nothing."""
-    plain = scores.bias is None and visible.form == "everything"
-    return None if plain else visible.added(scores.bias, torch.float32)
+    return None if bias is None and visible.form == "everything" else visible.added(bias, torch.float32)

@@ -319,8 +319,10 @@ template <class B> struct Blocks {
                 std::memcpy(tail + r * B::BYTES, rows + r * stride + whole * B::BYTES, stride - whole * B::BYTES);
             span<R, M>(tail, B::BYTES, whole, m, total);
         }
+        float each[R * M];
+        each_sum<R * M>(total[0], each);
         for (int r = 0; r < R; r++)
-            for (int i = 0; i < M; i++) found[r][i] = sum(total[r][i]);
+            for (int i = 0; i < M; i++) found[r][i] = each[r * M + i];
     }
 
     template <int R, int M>

@@ -1,9 +1,8 @@
 // The entries that Python calls: each hands over to the kernels of the best instruction set that this machine has.
 #include "kernels.h"
 
-#include <cstdlib>
+#include <atomic>
 #include <cstring>
-#include <exception>
 #include <new>
 
 #if defined(__x86_64__)
@@ -15,28 +14,35 @@ namespace portable { extern const Kernels kernels; }
 
 namespace {
 
-// The best first.
-const Kernels* const* sets() {
-    static const Kernels* found[4] = {};
-    if (found[0]) return found;
+struct Sets {
+    const Kernels* best_first[3] = {};
     int count = 0;
+
+    Sets() {
 #if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
-        found[count++] = &avx512::kernels;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-        found[count++] = &avx2::kernels;
+        __builtin_cpu_init();
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+            __builtin_cpu_supports("avx512vnni"))
+            best_first[count++] = &avx512::kernels;
+        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+            best_first[count++] = &avx2::kernels;
 #endif
-    found[count] = &portable::kernels;
+        best_first[count++] = &portable::kernels;
+    }
+};
+
+const Sets& sets() {
+    static const Sets found;
     return found;
 }
 
-const Kernels* chosen = nullptr;
+// What `use` chose in place of the best.
+std::atomic<const Kernels*> chosen{nullptr};
 
 const Kernels& kernels() {
-    if (!chosen) chosen = sets()[0];
-    return *chosen;
+    const Kernels* found = chosen.load(std::memory_order_relaxed);
+    return found ? *found : *sets().best_first[0];
 }
 
 // No exception may leave a C function; 1 says that memory ran out.
@@ -59,9 +65,9 @@ EXPORT const char* anyformer_instructions() { return kernels().name; }
 
 // Use an instruction set by name; 0 where this machine does not have it.
 EXPORT int anyformer_use(const char* name) {
-    for (const Kernels* const* set = sets(); *set; set++)
-        if (!std::strcmp((*set)->name, name)) {
-            chosen = *set;
+    for (int i = 0; i < sets().count; i++)
+        if (!std::strcmp(sets().best_first[i]->name, name)) {
+            chosen = sets().best_first[i];
             return 1;
         }
     return 0;

@@ -10,6 +10,7 @@
 #include "threads.h"
 
 #include <cmath>
+#include <utility>
 #include <vector>
 
 namespace ISA {
@@ -18,7 +19,6 @@ namespace {
 constexpr int ROWS = LANES >= 16 ? 4 : 2;  // of W at a time
 constexpr int INPUTS = 4;                  // rows of x at a time
 constexpr int STEP = 2 * LANES;            // columns at a time
-constexpr int64_t AHEAD = 4608;            // bytes: far enough that memory answers before a weight is wanted
 constexpr int64_t ALONE = 1 << 14;         // weights below which a second thread costs more than it gives
 
 struct Float32 {
@@ -27,7 +27,7 @@ struct Float32 {
         a = ISA::read<Vec>(row + 4 * c);
         b = ISA::read<Vec>(row + 4 * (c + LANES));
     }
-    static int place(int i) { return i; }
+    static void arrange(const float* step, float* to) { std::memcpy(to, step, 4 * STEP); }
 };
 
 struct Bfloat16 {
@@ -35,67 +35,82 @@ struct Bfloat16 {
     static void read(const char* row, int64_t c, Vec& a, Vec& b) {
         read_bf16(reinterpret_cast<const uint16_t*>(row) + c, a, b);
     }
-    static int place(int i) { return i / 2 + (i % 2) * LANES; }
+    static void arrange(const float* step, float* to) {
+        for (int i = 0; i < LANES; i++) to[i] = step[2 * i];
+        for (int i = 0; i < LANES; i++) to[LANES + i] = step[2 * i + 1];
+    }
 };
 
-// Rows of x in float32, each padded to whole steps, numbers within a step where the format's vectors have them.
-template <class F> struct Floats {
-    int64_t width;
-    std::vector<float> x;
+// A step of a row of x; aligned, for a vector that lies across two lines of the cache is read as two.
+struct alignas(64) Step {
+    float x[STEP];
+};
 
-    explicit Floats(const Linear& it) : width((it.in + STEP - 1) / STEP * STEP), x(it.rows * width) {
-        std::vector<float> plain(width);
+// Rows of x in float32, padded to whole steps, as tiles read them: of so many rows a step, then the next. Numbers stand
+// within a step where the format's vectors have them.
+template <class F> struct Floats {
+    int64_t rows, width;
+    std::vector<Step> x;
+
+    explicit Floats(const Linear& it)
+        : rows(it.rows), width((it.in + STEP - 1) / STEP), x((it.rows + INPUTS - 1) / INPUTS * INPUTS * width) {
+        std::vector<float> plain(width * STEP);
         for (int64_t row = 0; row < it.rows; row++) {
             normalize({it.x, it.norm, it.norm_bias, it.in, it.type, it.norm_kind, it.eps}, row * it.in, plain.data());
-            for (int64_t c = 0; c < width; c += STEP)
-                for (int i = 0; i < STEP; i++) x[row * width + c + F::place(i)] = plain[c + i];
+            for (int64_t c = 0; c < width; c++) F::arrange(plain.data() + c * STEP, at(row, c)->x);
         }
     }
+
+    const Step* at(int64_t row, int64_t c) const {
+        return x.data() + (row / INPUTS * width + c) * INPUTS + row % INPUTS;
+    }
+    Step* at(int64_t row, int64_t c) { return const_cast<Step*>(std::as_const(*this).at(row, c)); }
 
     static int64_t row_bytes(int64_t in) { return F::bytes(in); }
 
-    template <int R, int M, int MOST = INPUTS>
-    void tile(const char* w, int64_t in, int64_t m, float (*sums)[MOST]) const {
-        const int64_t stride = F::bytes(in), whole = in / STEP * STEP;
-        const float* inputs = x.data() + m * width;
+    template <int R, int M> void tile(const char* w, int64_t in, int64_t m, float (*sums)[INPUTS]) const {
+        const int64_t stride = F::bytes(in), whole = in / STEP;
+        const Step* inputs = at(m, 0);
         Vec total[R][M] = {};
-        for (int64_t c = 0; c < whole; c += STEP) step<R, M>(w, stride, c, inputs + c, total);
-        if (whole < in) {
-            char tail[R * STEP * 4] = {};
-            for (int r = 0; r < R; r++)
-                std::memcpy(tail + r * F::bytes(STEP), w + r * stride + F::bytes(whole), F::bytes(in - whole));
-            step<R, M>(tail, F::bytes(STEP), 0, inputs + whole, total);
+        // The next tile follows these rows of W. Its streams are too short for the machine to see them coming, and it has
+        // only so many reads under way: each tile of x asks for its share, so that memory and products take turns.
+        const int64_t turn = m / INPUTS, turns = (rows + INPUTS - 1) / INPUTS;
+        const int first = int(R * turn / turns), last = int(R * (turn + 1) / turns);
+        for (int64_t c = 0; c < whole; c++) {
+            for (int r = first; r < last; r++) __builtin_prefetch(w + (r + R) * stride + F::bytes(c * STEP), 0, 2);
+            step<R, M>(w, stride, c * STEP, inputs + c * INPUTS, total);
         }
-        for (int r = 0; r < R; r++)
-            for (int i = 0; i < M; i++) sums[r][i] = sum(total[r][i]);
+        if (whole * STEP < in) {
+            const int64_t done = F::bytes(whole * STEP);
+            char tail[R * STEP * 4] = {};
+            for (int r = 0; r < R; r++) std::memcpy(tail + r * F::bytes(STEP), w + r * stride + done, stride - done);
+            step<R, M>(tail, F::bytes(STEP), 0, inputs + whole * INPUTS, total);
+        }
+        if constexpr (M == INPUTS)
+            each_sum<R * M>(total[0], sums[0]);
+        else
+            for (int r = 0; r < R; r++) each_sum<M>(total[r], sums[r]);
     }
 
     template <int R, int M>
-    void step(const char* w, int64_t stride, int64_t c, const float* inputs, Vec (&total)[R][M]) const {
-        Vec a[M], b[M];
+    static void step(const char* w, int64_t stride, int64_t c, const Step* inputs, Vec (&total)[R][M]) {
+        Vec even[R], odd[R];
+        for (int r = 0; r < R; r++) F::read(w + r * stride, c, even[r], odd[r]);
         for (int i = 0; i < M; i++) {
-            a[i] = read<Vec>(inputs + i * width);
-            b[i] = read<Vec>(inputs + i * width + LANES);
-        }
-        for (int r = 0; r < R; r++) {
-            Vec even, odd;
-            // Rows follow each other: what lies ahead is the next tile. The kernel's own streams are too short for the
-            // machine to see them coming.
-            __builtin_prefetch(w + r * stride + F::bytes(c) + AHEAD);
-            F::read(w + r * stride, c, even, odd);
-            for (int i = 0; i < M; i++) {
-                total[r][i] += even * a[i];
-                total[r][i] += odd * b[i];
+            const Vec a = read<Vec>(inputs[i].x), b = read<Vec>(inputs[i].x + LANES);
+            for (int r = 0; r < R; r++) {
+                total[r][i] += even[r] * a;
+                total[r][i] += odd[r] * b;
             }
         }
     }
 };
 
+// Those that have no vectors.
 float activate(float x, int how) {
     switch (how) {
         case RELU: return x > 0 ? x : 0;
         case GELU: return 0.5f * x * (1 + std::erf(x * 0.70710678f));
-        case GELU_TANH: return 0.5f * x * (1 + std::tanh(0.79788456f * (x + 0.044715f * x * x * x)));
         case TANH: return std::tanh(x);
         default: return x;
     }
@@ -118,26 +133,6 @@ void activate(float* x, int64_t n, int how) {
     for (; i < n; i++) x[i] = activate(x[i], how);
 }
 
-// Eight rows of x at a time with half the rows of W: a weight that has to be widened serves twice as many products. Only
-// while those rows stay in the first cache, and there are registers for all. How many rows of x that was.
-int64_t eights(const Linear& it, const Floats<Bfloat16>& inputs, const char* w, int64_t rows, float* sums,
-               int64_t width) {
-    constexpr int R = 2, M = 8;
-    constexpr int64_t CACHE = 40 << 10;
-    const int64_t bytes = Bfloat16::bytes(it.in), whole = it.rows / M * M;
-    if (LANES < 16 || rows % R || M * inputs.width * 4 > CACHE) return 0;
-    float found[R][M];
-    for (int64_t r = 0; r < rows; r += R)
-        for (int64_t m = 0; m < whole; m += M) {
-            inputs.template tile<R, M, M>(w + r * bytes, it.in, m, found);
-            for (int i = 0; i < R; i++)
-                for (int j = 0; j < M; j++) sums[(m + j) * width + r + i] = found[i][j];
-        }
-    return whole;
-}
-
-template <class Inputs> int64_t eights(const Linear&, const Inputs&, const char*, int64_t, float*, int64_t) { return 0; }
-
 // Products of rows `first` .. `last` of W with all rows of x: sums[row of x][row of W - first].
 template <class Inputs>
 void products(const Linear& it, const Inputs& inputs, int64_t first, int64_t last, float* sums, int64_t width) {
@@ -146,7 +141,7 @@ void products(const Linear& it, const Inputs& inputs, int64_t first, int64_t las
     for (int64_t r = first; r < last; r += ROWS) {
         const char* w = static_cast<const char*>(it.weight) + r * bytes;
         const int64_t rows = last - r < ROWS ? last - r : ROWS;
-        for (int64_t m = eights(it, inputs, w, rows, sums + r - first, width); m < it.rows; m += INPUTS) {
+        for (int64_t m = 0; m < it.rows; m += INPUTS) {
             const int64_t count = it.rows - m < INPUTS ? it.rows - m : INPUTS;
             if (rows < ROWS)
                 for (int64_t i = 0; i < rows; i++)

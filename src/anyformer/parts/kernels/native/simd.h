@@ -48,14 +48,44 @@ inline __m128 four(Vec v) {
 }
 #endif
 
+#if defined(__AVX512F__)
+// Of four vectors, in each quarter the sums of that quarter of theirs.
+inline __m512 quarters(Vec a, Vec b, Vec c, Vec d) {
+    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps((__m512)a, (__m512)b), _mm512_unpackhi_ps((__m512)a, (__m512)b));
+    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps((__m512)c, (__m512)d), _mm512_unpackhi_ps((__m512)c, (__m512)d));
+    const __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    const __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    return _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+}
+
+// The quarters of two vectors, added up in pairs.
+inline __m512 halves(__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+#endif
+
 inline float sum(Vec v) {
 #if defined(__AVX512F__)
-    return _mm512_reduce_add_ps((__m512)v);
+    const __m512 whole = quarters(v, v, v, v), half = halves(whole, whole);
+    return _mm512_cvtss_f32(halves(half, half));
 #else
     float total = 0;
     for (int i = 0; i < LANES; i++) total += v[i];
     return total;
 #endif
+}
+
+// The sum of each of N vectors, to the same bits as alone; of sixteen at a time in a fraction of the shuffles.
+template <int N> inline void each_sum(const Vec* of, float* to) {
+    int i = 0;
+#if defined(__AVX512F__)
+    for (; i + 16 <= N; i += 16, of += 16, to += 16) {
+        const __m512 first = halves(quarters(of[0], of[1], of[2], of[3]), quarters(of[4], of[5], of[6], of[7]));
+        const __m512 second = halves(quarters(of[8], of[9], of[10], of[11]), quarters(of[12], of[13], of[14], of[15]));
+        _mm512_storeu_ps(to, halves(first, second));
+    }
+#endif
+    for (; i < N; i++) *to++ = sum(*of++);
 }
 
 // The sums of four vectors, in a fraction of the shuffles that each alone would take.
