@@ -21,6 +21,8 @@ TOLERANCE = 0.01
 FURTHEST = 2.0
 #: Widths are multiples of the first of these that gets near enough.
 MULTIPLES = (64, 32, 16, 8, 4, 2, 1)
+#: Of the factors from 1/64 to 64: what is left then is less than a thousandth.
+HALVINGS = 14
 #: Streams are so wide, or a multiple of it, unless they are narrow: then an even number.
 ROUND = 8
 
@@ -110,7 +112,7 @@ def _closest(make: Callable[[float], Transformer], measure: Measure, wanted: flo
     """Of the specs that factors from 1/64 to 64 make, the one that measures nearest to what is wanted: by bisection,
     because more width is never less of anything."""
     low, high = 1 / 64, 64.0
-    for _ in range(40):
+    for _ in range(HALVINGS):
         middle = (low * high) ** 0.5
         if measure(make(middle)) < wanted:
             low = middle
