@@ -219,8 +219,11 @@ def test_angles_that_follow_the_length(on_cpu: None) -> None:
         assert Taped.made
 
 
-def test_a_step_that_waits_for_the_device_runs_as_ever(on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_waits_for_the_device_runs_as_ever(
+    on_cpu: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """It is tried once, the reason is kept, and what comes out is right."""
+    caplog.set_level("DEBUG", "anyformer")
     model = build(LLAMA, dtype=torch.float64, seed=0).eval()
     layer = model.output_stack.layers[0]
     plain, ids = layer.forward, drawn(1, 12)
@@ -237,7 +240,8 @@ def test_a_step_that_waits_for_the_device_runs_as_ever(on_cpu: None, monkeypatch
         found = [model(token, cache=cache).logits for token in ids.split(1, 1)]
         wanted = model(ids).logits
     assert torch.allclose(torch.cat(found, 1), wanted, rtol=0, atol=1e-10)
-    assert len(Taped.made) == 1 and graphs.why_not(cache)
+    assert len(Taped.made) == 1 and (reason := graphs.why_not(cache))
+    assert reason in caplog.text, "it is said where anybody asks for it (--debug)"
     assert len(tries) <= 12 + 2 + 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 from collections.abc import Sequence
@@ -64,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
     keep_freed_memory()
+    if "--debug" in arguments:
+        logging.basicConfig(format="%(name)s: %(message)s")
+        logging.getLogger("anyformer").setLevel(logging.DEBUG)
     try:
         app(args=arguments, prog_name="anyformer")
     except Exception as error:

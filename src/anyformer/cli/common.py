@@ -73,7 +73,9 @@ ThreadsOption = Annotated[
     typer.Option("--threads", min=1, help="How many CPU threads to use.", callback=_use_threads, show_default=False),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+DebugOption = Annotated[
+    bool, typer.Option("--debug", help="Show the traceback of an error, and why anything is slower than it could be.")
+]
 EncodingOption = Annotated[
     list[str] | None,
     typer.Option(

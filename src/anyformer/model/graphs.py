@@ -15,6 +15,7 @@ waits for the device. The layers are described once, in `model/block.py`; on a C
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,6 +26,8 @@ from torch import Tensor, nn
 from anyformer.model.recording import hooks_of
 from anyformer.parts.cache import Cache
 from anyformer.parts.context import Context
+
+_LOG = logging.getLogger(__name__)
 
 #: The smallest bucket, and what every bucket is a multiple of: masks of other widths are copied to aligned ones.
 LEAST = 256
@@ -148,6 +151,7 @@ def run(stack: nn.Module, make: Callable[..., Tensor], ids_BT: Tensor, context: 
         except RuntimeError as problem:
             # What torch says when a device is to be waited for; or that there is too little memory for two.
             cache.recordings[key] = Refused(str(problem))
+            _LOG.debug("steps are made one by one, for they cannot be recorded: %s", why_not(cache))
             return None
     return None if any(found.hooks) else found(ids_BT, cache)
 
