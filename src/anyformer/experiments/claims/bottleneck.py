@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 HEADS, WIDTH, ROUNDS = 2, 64, 5
 #: Tokens of the growing text, and the window then.
 FULL_LENGTHS = (1024, 1448, 2048, 2896, 4096)
-LENGTHS = (4096, 8192, 16384, 32768)
+LENGTHS = (4096, 5792, 8192, 11585, 16384, 23170, 32768)
 NARROW = 128
 #: Keys of the growing window, over the longest text: so many that their scores are most of the work.
-WINDOWS = (512, 1024, 2048, 4096)
+WINDOWS = (512, 724, 1024, 1448, 2048, 2896, 4096)
 #: The length that the claim names, and the scores.
 LONG, SCORES = 100_000, 10_000_000_000
 #: Bytes of a score.
@@ -94,7 +94,7 @@ def draw(numbers: Numbers, figure: Figure) -> None:
             line = growth(sizes, costs)
             axes.loglog(sizes, costs, "o-", label=f"{label}{line.power:.2f}")
         axes.set(xlabel="n, tokens", xticks=[1024, 4096, 16384], xticklabels=["1k", "4k", "16k"])
-        axes.minorticks_off()
+        axes.set_xticks([], minor=True)
         axes.legend()
     times.set(ylabel="seconds")
     memory.set(ylabel="MiB")

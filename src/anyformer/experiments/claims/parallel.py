@@ -87,7 +87,7 @@ def judge(numbers: Numbers) -> Verdict:
     told = (
         f"of {counted[0]:,} parameters against the LSTM's {counted[1]:,}, the Transformer trains "
         f"{ratios[0]:.2f} times as fast on rows of {lengths[0]} tokens and {ratios[-1]:.2f} times on rows of "
-        f"{lengths[-1]:,}; the ratio grows with n^{grown}"
+        f"{lengths[-1]:,}; the ratio goes with n^{grown}"
     )
     if abs(counted[0] / counted[1] - 1) > EQUAL:
         return unclear(told)
@@ -101,10 +101,14 @@ def draw(numbers: Numbers, figure: Figure) -> None:
     lengths = numbers["lengths"]
     for name, label in NAMES.items():
         speeds = [numbers["tokens"] / taken for taken in numbers[name]["seconds"]]
-        axes.loglog(lengths, speeds, "o-", label=f"{label}, {numbers[name]['parameters']:,} parameters")
+        axes.semilogx(lengths, speeds, "o-", label=f"{label}, {numbers[name]['parameters']:,} parameters")
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
-    axes.minorticks_off()
-    axes.set(xlabel=f"tokens of a row, {numbers['tokens']:,} tokens a step", ylabel="tokens a second, training")
+    axes.set_xticks([], minor=True)
+    axes.set(
+        xlabel=f"tokens of a row, {numbers['tokens']:,} tokens a step",
+        ylabel="tokens a second, training",
+        ylim=(0, None),
+    )
     axes.legend()
 
 

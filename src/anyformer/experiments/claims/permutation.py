@@ -17,7 +17,7 @@ from anyformer.spec import FeedForward, Learned, Rotary, Transformer
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DIM, DEPTH, HEADS, LENGTH, ROWS, STEPS, SEEDS = 64, 2, 4, 16, 64, 400, 3
+DIM, DEPTH, HEADS, LENGTH, ROWS, STEPS, SEEDS = 64, 2, 4, 8, 64, 800, 3
 #: Rows that a model is asked about once it has learned.
 ASKED = 512
 #: Two orders give the same but for the order of float32 sums: the bar for logits of one model computed in two ways.
