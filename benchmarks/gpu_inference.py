@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import transformers
+from gpu import asked, place
 from recorded import Line, record
 from torch import Tensor
 
@@ -133,7 +134,7 @@ def lines(
     share = {side: rest.rate(side, steps * step_bytes(model, work) / rate).median for side in sides}
     said = {side: f"{text[side]:,.0f} ({share[side]:.0%})" for side in sides}
     beside = f"{TRANSFORMERS} ({way})"
-    asked = "80% of the bandwidth" if work.batch == 1 else ""
+    wanted = "80% of the bandwidth" if work.batch == 1 else ""
     return [
         Line(
             row,
@@ -150,7 +151,7 @@ def lines(
             beside,
             said[TRANSFORMERS],
             rest.ratio(OURS, TRANSFORMERS),
-            asked,
+            wanted,
         ),
     ]
 
@@ -161,22 +162,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batches", default="1,16,64")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of a prompt")
     parser.add_argument("--new", type=int, default=257, help="tokens that are decoded, the first among them")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--write", action="store_true", help="record the table in RESULTS.md")
-    parser.add_argument("--smoke", action="store_true", help="a tiny shape on the CPU: does every way work?")
-    given = parser.parse_args(arguments)
-    if given.smoke and given.write:
-        raise SystemExit("--smoke measures nothing that is worth keeping; leave --write out")
-    if not given.smoke and not torch.cuda.is_available():
-        print("there is no CUDA device here, so nothing is measured; --smoke tries the ways on the CPU")
+    found = asked(parser, arguments, "a tiny shape on the CPU: does every way work?")
+    if found is None:
         return
-    transformers.utils.logging.set_verbosity_error()
-    device = torch.device("cpu" if given.smoke else "cuda")
+    given, device = found
     shapes = SMOKE if given.smoke else {name: SHAPES[name] for name in given.shapes.split(",")}
     prompt, new, rounds = (8, 5, 1) if given.smoke else (given.prompt, given.new, given.rounds)
     batches = [1, 2] if given.smoke else [int(batch) for batch in given.batches.split(",")]
-    chip = "this CPU" if given.smoke else torch.cuda.get_device_name(device)
-    at = f"{chip}, torch {torch.__version__}, transformers {transformers.__version__}"
+    at = place(device)
     rate = streamed(device, COPIED >> 8 if given.smoke else COPIED)
     for name, preset in shapes.items():
         model = af.build(described(preset), dtype=torch.bfloat16, device=device, seed=0).eval()
@@ -184,11 +177,11 @@ def main(arguments: list[str] | None = None) -> None:
         sides = {OURS: here(model), TRANSFORMERS: reference}
         for batch in batches:
             work = Work(model.vocabulary, prompt, new, batch)
-            found = lines(name, model, sides, way, work, rounds, rate, at)
-            for line in found:
+            made = lines(name, model, sides, way, work, rounds, rate, at)
+            for line in made:
                 print(line.markdown(), flush=True)
             if given.write:
-                record(found, "decoding on GPUs")
+                record(made, "decoding on GPUs")
         del model, reference, sides
 
 

@@ -24,12 +24,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import transformers
+from gpu import asked, place
 from recorded import Line, record
 from torch import Tensor, nn
 
 import anyformer as af
 from anyformer import families, spec
 from anyformer.inspection.bench import Comparison, Spread, compare, spread
+from anyformer.machine.rates import wait
 from anyformer.planning import forward_flops
 from anyformer.planning.devices import DEVICES
 from anyformer.training.compiling import compile_regions
@@ -209,8 +211,7 @@ def measure(shape: Shape, device: torch.device, rounds: int, steps: int, source:
         def run() -> None:
             for _ in range(steps):
                 step()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            wait(device)
 
         return run
 
@@ -235,12 +236,12 @@ def _ratio(found: Comparison, shape: Shape, side: str) -> Spread:
     return spread([work * b / a for a, b in zip(found.seconds[OURS], found.seconds[side], strict=True)])
 
 
-def known_peak(device: torch.device) -> tuple[str, float]:
-    """What the chip is called, and its FLOP/s in bfloat16 by its data sheet."""
+def known_peak(device: torch.device) -> float:
+    """The FLOP/s of a chip in bfloat16 by its data sheet."""
     chip = torch.cuda.get_device_name(device)
     for known in DEVICES.values():
         if known.name.split()[0] in chip.split():
-            return chip, known.flops
+            return known.flops
     raise SystemExit(f"the peak of a {chip} is not known; put its data sheet into anyformer/planning/devices.py")
 
 
@@ -248,30 +249,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", type=Path, help="a clone of nanoGPT")
     parser.add_argument("--shapes", default=",".join(SHAPES))
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10, help="steps of a round")
-    parser.add_argument("--write", action="store_true", help="record the table in RESULTS.md")
-    parser.add_argument("--smoke", action="store_true", help="tiny shapes on the CPU: does every way work?")
-    given = parser.parse_args(arguments)
-    if given.smoke and given.write:
-        raise SystemExit("--smoke measures nothing that is worth keeping; leave --write out")
-    if not given.smoke and not torch.cuda.is_available():
-        print("there is no CUDA device here, so nothing is measured; --smoke tries the ways on the CPU")
+    found = asked(parser, arguments, "tiny shapes on the CPU: does every way work?")
+    if found is None:
         return
-    transformers.utils.logging.set_verbosity_error()
+    given, device = found
     torch.set_float32_matmul_precision("high")  # for all sides, as nanoGPT has it
-    device = torch.device("cpu" if given.smoke else "cuda")
     shapes = SMOKE if given.smoke else {name: SHAPES[name] for name in given.shapes.split(",")}
-    chip, peak = ("this CPU", 0.0) if given.smoke else known_peak(device)
-    where = f"{chip}, torch {torch.__version__}, transformers {transformers.__version__}"
+    peak, where = 0.0 if given.smoke else known_peak(device), place(device)
     for name, shape in shapes.items():
         best = peak or matrix_rate(shape.spec, shape.tokens, torch.bfloat16, device)
         rounds, steps = (1, 1) if given.smoke else (given.rounds, given.steps)
-        found = lines(name, shape, measure(shape, device, rounds, steps, given.nanogpt), steps, best, where)
-        for line in found:
+        made = lines(name, shape, measure(shape, device, rounds, steps, given.nanogpt), steps, best, where)
+        for line in made:
             print(line.markdown(), flush=True)
         if given.write:
-            record(found, "training on GPUs")
+            record(made, "training on GPUs")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -29,8 +30,13 @@ def test_every_side_takes_a_step() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which would be measured")
-def test_without_a_gpu_nothing_is_measured() -> None:
+def test_without_a_gpu_nothing_is_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """One sentence says so, and nothing is recorded."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
     before = (BENCHMARKS / "RESULTS.md").read_bytes()
-    assert run("--write") == "there is no CUDA device here, so nothing is measured; --smoke tries the ways on the CPU\n"
+    importlib.import_module("gpu_training").main(["--write"])
+    assert (
+        capsys.readouterr().out
+        == "there is no CUDA device here, so nothing is measured; --smoke tries the ways on the CPU\n"
+    )
     assert (BENCHMARKS / "RESULTS.md").read_bytes() == before
