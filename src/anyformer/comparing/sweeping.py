@@ -88,7 +88,7 @@ def sweep(
     with asking(directory, asked):
         texts = Texts(directory, Display(progress))
         whole = texts.spec(recipe)
-        ladder = np.geomspace(span**-0.5, span**0.5, sizes)
+        ladder = np.geomspace(span**-0.5, span**0.5, sizes) if sizes > 1 else (1.0,)
         wanted = [(budget, factor * CORRECTED.parameters(budget)) for budget in sorted(budgets) for factor in ladder]
         places = [_place(recipe, whole, budget, size) for budget, size in wanted]
         every = [(place, recipe.run.seed + turn) for turn in range(seeds) for place in places]
