@@ -95,7 +95,7 @@ def draw(numbers: Numbers, figure: Figure) -> None:
             axes.loglog(sizes, costs, "o-", label=f"{label}{line.power:.2f}")
         axes.set(xlabel="n, tokens", xticks=[1024, 4096, 16384], xticklabels=["1k", "4k", "16k"])
         axes.set_xticks([], minor=True)
-        axes.legend()
+        axes.legend(loc="lower right")
     times.set(ylabel="seconds")
     memory.set(ylabel="MiB")
 

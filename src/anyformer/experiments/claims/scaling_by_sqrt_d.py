@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: Widths of a head at initialisation, of so many rows of random queries over so many random keys.
 WIDTHS, ROWS, KEYS = (4, 16, 64, 256, 1024), 64, 64
 #: The models that are trained: heads as wide as makes the difference.
-DIM, DEPTH, HEADS, WIDTH, LENGTH, BATCH, STEPS, SEEDS = 64, 2, 2, 256, 64, 16, 100, 4
+DIM, DEPTH, HEADS, WIDTH, LENGTH, BATCH, STEPS, SEEDS = 64, 2, 2, 256, 64, 16, 100, 3
 #: What falls to less than a tenth from the narrowest head to the widest has vanished; what keeps half has not.
 VANISHED, KEPT = 0.1, 0.5
 SCALES = ("with", "without")
