@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from anyformer.cli import settings
 from anyformer.cli.common import (
     DebugOption,
     DeviceOption,
@@ -38,6 +39,7 @@ def bench(
         typer.Option("--against", help="Others to run in turn with it: transformers,llama.cpp.", show_default=False),
     ] = "",
     as_json: JsonOption = False,
+    quantize_cache: settings.QuantizeCache = None,
     dtype: DtypeOption = None,
     quantize: QuantizeOption = None,
     device: DeviceOption = "auto",
@@ -54,7 +56,11 @@ def bench(
 
     loaded = open_model(model, dtype, device, quantize)
     work = benches.Work(
-        loaded.spec.output.embeddings.vocabulary, prompt_tokens, new_tokens if loaded.decoder else 0, batch
+        loaded.spec.output.embeddings.vocabulary,
+        prompt_tokens,
+        new_tokens if loaded.decoder else 0,
+        batch,
+        "int8" if quantize_cache else None,
     )
     names = [name.strip() for name in against.split(",") if name.strip()]
     with progress() as bars:
@@ -85,6 +91,7 @@ def _as_data(report: Report) -> dict[str, Any]:
         "rounds": report.rounds,
         "weight_bytes": report.weight_bytes,
         "weight_bytes_per_step": report.step_weight_bytes,
+        "quantize_cache": report.work.quantize_cache,
         "cache_bytes": report.cache_bytes,
         "peak_bytes": report.peak_bytes,
         "machine": {"read_bytes_per_second": report.read_rate, "matrix_flops_per_second": report.matrix_rate},

@@ -6,6 +6,7 @@ from collections import ChainMap
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -15,6 +16,9 @@ from anyformer.errors import InputError
 from anyformer.model.transformer import Transformer
 from anyformer.parts.blocks import Blocks
 from anyformer.parts.quantized import QuantizedEmbedding, QuantizedLinear
+
+if TYPE_CHECKING:
+    from anyformer.text import Tokenizer
 
 
 def save(model: Transformer, path: Path) -> None:
@@ -32,6 +36,11 @@ def save(model: Transformer, path: Path) -> None:
             carried=model.carried,
         )
         return
+    write_file(model, path, model.tokenizer)
+
+
+def write_file(model: Transformer, path: Path, tokenizer: Tokenizer | None) -> None:
+    """Write a GGUF file of a model, matrices in blocks as they are, with this tokenizer's vocabulary or none."""
     blocks = blocks_of(model)
     numbers: Mapping[str, Tensor] = Lazy({name: partial(_dequantized, matrix) for name, matrix in blocks.items()})
     checkpoints.write_gguf(
@@ -42,7 +51,7 @@ def save(model: Transformer, path: Path) -> None:
         blocks=blocks,
         family=model.family,
         generation=model.generation,
-        tokenizer=model.tokenizer,
+        tokenizer=tokenizer,
     )
 
 

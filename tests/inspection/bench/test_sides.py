@@ -13,6 +13,7 @@ from anyformer.errors import InputError
 from anyformer.inspection.bench import Here, Opened, Work, beside, warm
 from anyformer.inspection.bench.sides import RIVALS
 from anyformer.model import Transformer
+from anyformer.model.saving import blocks_of
 
 
 def built(name: str, std: float = 0.3) -> Transformer:
@@ -66,6 +67,22 @@ def test_a_quantised_model_is_compared_in_its_own_format(tmp_path: Path) -> None
     with beside(opened, ["llama.cpp", "transformers"], work) as sides:
         assert [side.dtype for side in (Here(opened.model), *sides.values())] == ["Q8_0", "Q8_0", "float32"]
         assert len(sides["llama.cpp"].generate(work, lambda: None)[0]) == 2
+
+
+def test_llama_cpp_is_given_the_blocks_that_the_model_has(tmp_path: Path) -> None:
+    """Those of a preset that was quantised, or of a file in floats; a file whose blocks they are serves as it is."""
+    library()
+    built("llama:tiny", std=0.1).save(tmp_path / "floats.gguf")
+    for reference in ("llama:tiny", str(tmp_path / "floats.gguf")):
+        opened, work = Opened(model.load(reference, device="cpu", quantize="int4"), reference), Work(200, 5, 2)
+        with beside(opened, ["llama.cpp"], work) as sides:
+            assert sides["llama.cpp"].dtype == "Q4_0"
+        place = tmp_path / Path(reference).stem
+        place.mkdir()
+        kept = Opened(model.load(written := opened.file(place), quantize="keep"), str(written))
+        assert written.parent == place and kept.file(tmp_path) == written
+        mine, its = blocks_of(opened.model), blocks_of(kept.model)
+        assert mine and all(torch.equal(matrix.data, its[name].data) for name, matrix in mine.items())
 
 
 def test_transformers_embeds_the_same() -> None:

@@ -11,7 +11,7 @@ from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,8 +22,7 @@ from anyformer.generation import Settings, steps
 from anyformer.inspection.bench.comparing import Lap
 from anyformer.machine.rates import wait
 from anyformer.model import Transformer, load
-from anyformer.model.quantizing import FORMAT_OF
-from anyformer.parts.blocks import FORMATS
+from anyformer.model.saving import write_file
 
 #: The first ids of a vocabulary are often special; none of these is in a prompt.
 SPECIAL = 5
@@ -32,12 +31,13 @@ SPECIAL = 5
 @dataclass(frozen=True)
 class Work:
     """`batch` prompts of random ids [B, T] (of an encoder-decoder: sources), each continued by `new_tokens`; an encoder
-    makes a vector of each."""
+    makes a vector of each. With `quantize_cache` keys and values are kept in 8 bits, here."""
 
     vocabulary: int
     prompt_tokens: int = 128
     new_tokens: int = 64
     batch: int = 1
+    quantize_cache: Literal["int8"] | None = None
 
     @property
     def length(self) -> int:
@@ -87,7 +87,9 @@ class Here:
 
     def generate(self, work: Work, lap: Lap) -> list[list[int]]:
         start = self.model.generation.get("decoder_start_token_id", 0)
-        settings = Settings(temperature=0.0, max_new_tokens=work.new_tokens, start=start)
+        settings = Settings(
+            temperature=0.0, max_new_tokens=work.new_tokens, start=start, quantize_cache=work.quantize_cache
+        )
         beginning = self.model.beginning(work.ids.to(self.model.device), None, settings)
         found = []
         for ids in steps(self.model, **beginning, settings=settings):
@@ -121,15 +123,12 @@ class Opened:
         return place
 
     def file(self, place: Path) -> Path:
-        """A GGUF file of these weights, likewise."""
-        if Path(self.reference).is_file():
+        """A GGUF file of these weights, likewise; of a quantised model, of these very blocks."""
+        how = None if self.model.quantization is None else self.model.quantization.how
+        if Path(self.reference).is_file() and how in (None, "keep"):
             return Path(self.reference)
-        path, model = place / "model.gguf", self._in_floats()
-        format = None if self.model.quantization is None else FORMATS[FORMAT_OF[self.model.quantization.how]]
-        tensors = dict(model.named_parameters())
-        checkpoints.write_gguf(
-            path, spec=model.spec, tensors=tensors, dtype=model.dtype, format=format, family=model.family
-        )
+        path = place / "model.gguf"
+        write_file(self.model, path, None)
         return path
 
     def _in_floats(self) -> Transformer:

@@ -39,7 +39,8 @@ def cache_bytes(model: Transformer, work: Work, tokens: int) -> int:
     """Bytes of keys and values, of all rows, when a decoder has come so far as `tokens`, its prompt among them."""
     reads_source = model.spec.shape == "encoder-decoder"
     length, source = (tokens - work.prompt_tokens + 1, work.prompt_tokens) if reads_source else (tokens, 0)
-    return work.batch * kv_bytes(model.spec, length, source=source, dtype=str(model.dtype).removeprefix("torch."))
+    dtype = str(model.dtype).removeprefix("torch.")
+    return work.batch * kv_bytes(model.spec, length, source=source, dtype=dtype, quantize=work.quantize_cache)
 
 
 def prompt_flops(model: Transformer, work: Work) -> int:
