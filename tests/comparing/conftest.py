@@ -22,7 +22,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipes:
     folder = tmp_path_factory.mktemp("texts")
     for index in range(4):
         words = random.Random(index).choices(["to", "be", "or", "not", "that", "is", "the", "question"], k=300)
-        (folder / f"{index}.txt").write_text(" ".join(words))
+        (folder / f"{index}.txt").write_text("\n".join(words))
     norm = {"kind": "rms"}
     attention = {"kind": "attention", "heads": 2, "kv_heads": 2, "head_dim": 4, "visibility": "causal"}
     feed_forward = {"kind": "feed_forward", "hidden": 24, "activation": "silu", "gated": True}
@@ -36,7 +36,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipes:
         settings = {"steps": 3, "batch_tokens": 64, "sequence_length": 32, "learning_rate": 1e-2, **training}
         return {
             "model": {"spec": {"decoder": stack, "head": {"kind": "language_model", "tied": True}}},
-            "data": {"train": str(folder), "held_out": 0.3},
+            "data": {"train": str(folder), "held_out": 0.1},
             "training": {"checkpoint_every": 1, "validate_every": 1, "validate_tokens": 64, **settings},
         }
 
