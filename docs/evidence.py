@@ -60,7 +60,7 @@ def named(page: str) -> list[str]:
 
 
 def _claim(claim: str, source: str, refuted_by: str) -> str:
-    return f"**Claim:** {claim}\n\nFrom {_linked(source)}. Refuted if {refuted_by.rstrip('.')}.\n\n"
+    return f"**Claim:** {claim} From {_linked(source)}.\n\n**What would refute it:** {refuted_by.rstrip('.')}.\n\n"
 
 
 def _given(found: dict[str, Any]) -> Iterator[str]:

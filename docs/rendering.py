@@ -90,7 +90,7 @@ def _inline(writer: Any, node: nodes.math) -> None:
 
 
 def _block(writer: Any, node: nodes.math_block) -> None:
-    writer.body.append(f'<div class="math">{_mathml(node, as_block=True)}</div>')
+    writer.body.append(f'<div class="math" style="padding: 0.5em 0">{_mathml(node, as_block=True)}</div>')
     raise nodes.SkipNode
 
 
