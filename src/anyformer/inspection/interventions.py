@@ -82,7 +82,7 @@ def ablate(model: Transformer, *branches: str, heads: Sequence[int] | None = Non
         if heads is None:
             return instead
         _check_index("head", heads, value.shape[1], site)
-        chosen = torch.tensor(heads, device=value.device)
+        chosen = torch.tensor(heads, dtype=torch.long, device=value.device)
         return value.index_copy(1, chosen % value.shape[1], instead.index_select(1, chosen % value.shape[1]))
 
     return Edit(model, found, change)
