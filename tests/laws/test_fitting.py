@@ -79,3 +79,11 @@ def test_runs_of_one_size_are_refused() -> None:
     tokens = np.geomspace(1e8, 1e10, 20)
     with pytest.raises(PlanError, match="here are 20, of 1 and 20: train at least 2 more"):
         fit(Runs(np.full(20, 1e8), tokens, 2 + 100 / tokens**0.3))
+
+
+def test_runs_that_no_law_fits_are_refused() -> None:
+    """Where larger models are worse the whole way, there is no best size to tell."""
+    sizes, lengths = np.meshgrid(np.geomspace(1e6, 1e9, 6), np.geomspace(1e8, 1e11, 5))
+    worse = Runs(sizes.ravel(), lengths.ravel(), 2 * (sizes.ravel() / 1e6) ** 0.1 + 300 / lengths.ravel() ** 0.4)
+    with pytest.raises(PlanError, match=r"does not fall with more parameters .alpha -"):
+        fit(worse, samples=3)

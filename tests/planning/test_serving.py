@@ -5,17 +5,12 @@ from __future__ import annotations
 import pytest
 
 from anyformer import families, planning
-from anyformer.generation.decoding import PREFILL as PIECE
 from anyformer.planning.devices import DEVICES
-from anyformer.planning.serving import PREFILL, READING, Load, serving_memory, serving_time
+from anyformer.planning.pieces import PIECE_BYTES, piece
+from anyformer.planning.serving import READING, Load, serving_memory, serving_time
 
 H100 = DEVICES["h100"]
 LLAMA = families.llama("135m")
-
-
-def test_pieces_are_those_of_generation() -> None:
-    """Planning imports no torch, so the number stands twice."""
-    assert PREFILL == PIECE
 
 
 def test_weights_and_cache_are_those_counted() -> None:
@@ -27,14 +22,17 @@ def test_weights_and_cache_are_those_counted() -> None:
 
 
 def test_what_prompts_take_on_their_way() -> None:
-    """It grows with the sequences, and beyond a piece with the context only by the mask; a masked language model's
-    logits are of every token."""
+    """It grows with the sequences up to a piece, and beyond one with the context only by the mask; the logits of a
+    masked language model are of every token."""
 
     def working(load: Load) -> int:
         return serving_memory(LLAMA, load)["working"]
 
-    assert working(Load(2048, 4)) == 4 * working(Load(2048, 1))
-    assert working(Load(8192)) - working(Load(4096)) == 9 * 2048 * 4096
+    assert working(Load(512, 4)) == 4 * working(Load(512, 1))
+    longer = working(Load(8192)) - working(Load(4096))
+    assert piece(LLAMA, 1, 8192) == piece(LLAMA, 1, 4096)
+    assert longer == 9 * piece(LLAMA, 1, 4096) * 4096
+    assert working(Load(131072, 64)) < PIECE_BYTES, "prompts are read in pieces of bounded memory"
     bert = families.bert("base")
     assert serving_memory(bert, Load(512, 8, "float32"))["working"] == 8 * 512 * 30522 * 4
 

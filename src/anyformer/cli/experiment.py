@@ -49,7 +49,7 @@ def experiment(
         return
     found = experiments.experiment(name)
     if not as_json:
-        note(f"{found.claim}\n  {found.source}\n  refuted if {found.refuted_by}")
+        note(f"{found.claim}\n  {found.source}\n  what would refute it: {found.refuted_by}")
     result = experiments.run(found, out, scale=scale, seed=seed, data=data, model=model, say=note)
     if as_json:
         print_json(result)

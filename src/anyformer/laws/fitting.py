@@ -66,13 +66,14 @@ class FittedLaw:
 
     def interval(self, flops: float) -> tuple[float, float]:
         """The central 80% of the samples' compute-optimal parameters for a budget."""
-        a, b, _, alpha, beta = self.samples.T
+        a, b, _, alpha, beta = self.samples[(self.samples[:, 3:] > 0).all(1)].T
         balance = np.log(alpha / beta) + a - b
         return central(np.exp((balance + beta * np.log(flops / 6)) / (alpha + beta)))
 
 
 def fit(runs: Runs, *, samples: int = SAMPLES, seed: int = 0) -> FittedLaw:
-    """The law that fits runs best. Raises `PlanError` saying how many more runs it would take."""
+    """The law that fits runs best. Raises `PlanError` saying how many more runs it would take, or that the loss of
+    these does not fall with size and tokens."""
     _check(runs)
     # Around their means, logarithms of size and tokens hardly trade off against the constants that go with them.
     n, d, measured = np.log(runs.parameters), np.log(runs.tokens), np.log(runs.losses)
@@ -92,6 +93,12 @@ def fit(runs: Runs, *, samples: int = SAMPLES, seed: int = 0) -> FittedLaw:
     spread, _ = minimized(lambda x, which: objective(x, drawn[which]), np.tile(best, (samples, 1)))
     logs, sampled = (_uncentred(each, middle) for each in (best[None], spread))
     a, b, e, alpha, beta = (float(value) for value in logs[0])
+    if min(alpha, beta) <= 0:
+        more = "parameters" if alpha <= 0 else "tokens"
+        raise PlanError(
+            f"the law that fits these runs best has a loss that does not fall with more {more} (alpha {alpha:.3f}, "
+            f"beta {beta:.3f}): they end too early, or differ by noise; add runs over wider ranges of both"
+        )
     law = Law(A=float(np.exp(a)), B=float(np.exp(b)), E=float(np.exp(e)), alpha=alpha, beta=beta)
     total = float(np.min(values)) * DELTA * len(measured)
     return FittedLaw(law, (a, b, e, alpha, beta), sampled, total, len(measured))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from anyformer.planning.counts import forward_flops, kv_bytes, size_of, weight_bytes
 from anyformer.planning.devices import Device
+from anyformer.planning.pieces import piece
 from anyformer.spec import (
     Attention,
     FeedForward,
@@ -23,8 +24,6 @@ from anyformer.spec import (
     Transformer,
 )
 
-#: Prompts are read in pieces of so many tokens (`generation/decoding.py`).
-PREFILL = 2048
 #: Bytes for each pair of a query and a key that the mask of a piece takes on its way to a kernel, as measured.
 MASK = 9
 #: What of its memory's bandwidth a device is taken to attain as it decodes: an assumption, from which rates follow.
@@ -61,7 +60,7 @@ def _working(spec: Transformer, load: Load) -> int:
     width = size_of(load.dtype)
     most = load.batch * _logits(spec, load.context) * width
     for name, stack in spec.stacks().items():
-        tokens = load.context if name == "encoder" else min(load.context, PREFILL)
+        tokens = load.context if name == "encoder" else min(load.context, piece(spec, load.batch, load.context))
         widest = max(_widest(branch.mixer, stack.dim) for block in stack.pattern for branch in block.branches)
         masked = MASK * tokens * load.context if tokens < load.context else 0
         most = max(most, load.batch * tokens * (2 * stack.dim + widest) * width + masked)

@@ -8,6 +8,7 @@ import numpy as np
 
 from anyformer import laws, planning
 from anyformer import model as models
+from anyformer.errors import PlanError
 from anyformer.experiments.experiment import Experiment, Lab, Numbers, Verdict, does_not_hold, holds, unclear
 from anyformer.experiments.learning import attention, decoder, held_out_loss, learn, text_ids, windows
 from anyformer.laws.fitting import LEVEL, central
@@ -51,9 +52,12 @@ def measure(lab: Lab) -> Numbers:
 def _fitted(points: list[dict[str, float]]) -> Numbers:
     """The exponent a of N ∝ C^a by both of Hoffmann et al.'s fits, and the best tokens for each parameter."""
     runs = laws.Runs(*(np.array([point[name] for point in points]) for name in ("parameters", "tokens", "loss")))
-    curves, law = laws.isoflop(runs), laws.fit(runs)
-    exponents, tokens_each = {}, None
-    if law.law.alpha > 0 and law.law.beta > 0:
+    curves, exponents, tokens_each = laws.isoflop(runs), {}, None
+    try:
+        law = laws.fit(runs)
+    except PlanError:
+        law = None  # the loss does not fall with size or with tokens: no law
+    if law is not None:
         exponent = law.law.beta / (law.law.alpha + law.law.beta)
         exponents["law"] = {"value": exponent, "interval": law.intervals()["exponent"]}
         largest = float(runs.flops.max())
