@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from anyformer import model as models
+from anyformer.errors import ExperimentError
 from anyformer.experiments.claims import heads
 from anyformer.experiments.experiment import Lab
 from anyformer.experiments.learning import attention, decoder
@@ -108,3 +109,16 @@ def test_a_head_costs_what_the_loss_rises_by(tmp_path: Path) -> None:
     with edit(model, site, without):
         assert found[1, 1]["text"] == pytest.approx(heads._loss(model, texts, texts) - usual, abs=2e-5)
     assert abs(found[1, 1]["text"]) > 1e-2
+
+
+def test_bytes_that_are_too_few_tokens_are_refused(tmp_path: Path) -> None:
+    """What is one token over and over is no text to tell roles by."""
+
+    class Whole:
+        def encode(self, text: str, special: bool) -> list[int]:
+            return [0]
+
+    model = models.build(decoder(16, 1, attention(16, 2)), seed=0)
+    model.tokenizer = Whole()  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ExperimentError, match="are fewer than 64 tokens; give a text in words"):
+        heads._texts(model, Lab(tmp_path), 2)
