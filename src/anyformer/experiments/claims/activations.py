@@ -60,7 +60,7 @@ def judge(numbers: Numbers) -> Verdict:
 
 
 def draw(numbers: Numbers, figure: Figure) -> None:
-    left, right = figure.subplots(1, 2, width_ratios=(3, 4))
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1))
     for place, (name, losses) in enumerate(numbers["losses"].items()):
         color = "C0" if name in GATED else "C1"
         left.plot([place] * len(losses), losses, "o", color=color, alpha=0.4, markersize=4)

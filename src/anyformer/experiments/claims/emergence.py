@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Sums of two numbers of so many digits, by decoders of these widths.
-DIGITS, WIDTHS, DEPTH, HEAD = 4, (4, 8, 12, 16, 20, 24, 32, 48), 2, 4
+DIGITS, WIDTHS, DEPTH, HEAD = 4, (8, 16, 24, 32, 40, 48, 56, 64), 2, 8
 STEPS, ROWS, SEEDS, ASKED = 600, 64, 4, 2048
 PLUS, EQUALS, VOCABULARY = 10, 11, 12
 #: There is something that emerges where the smallest model is never right and the largest nearly always.

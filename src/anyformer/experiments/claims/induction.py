@@ -154,8 +154,8 @@ def draw(numbers: Numbers, figure: Figure) -> None:
         above.plot(steps, run["loss"], label=label, **style)
         below.plot(steps, run["score"], label=label, **style)
     above.axhline(numbers["orderless"], color="grey", linestyle=":", label="without any order")
-    above.set(ylabel="loss on what repeats, nats", ylim=(0, None))
-    below.set(xlabel="step", ylabel="best head's induction score", ylim=(0, 1.02))
+    above.set(ylabel="loss on repeats, nats", ylim=(0, None))
+    below.set(xlabel="step", ylabel="best head's score", ylim=(0, 1.02))
     above.legend()
 
 
