@@ -229,6 +229,7 @@ class Counted:
         self.model, self.rows = model, []
         self.spec, self.dtype, self.positions = model.spec, model.dtype, model.positions
         self.sees_prefix, self.new_cache = model.sees_prefix, model.new_cache
+        self.rows_together = model.rows_together
 
     def next_logits(self, tokens: Tensor, cache: Any, **how: Any) -> Tensor:
         self.rows.append(len(tokens))

@@ -147,8 +147,9 @@ def test_in_8_bits_a_cache_reads_what_it_would_read_quantised(
         valid = None if call.valid is None else torch.tensor(call.valid)
         q = [cache.queries(call.length, valid, None) for cache in (plain, int8)]
         for one, other in zip(plain.layers, int8.layers, strict=True):
-            wanted = one.extend(plain.plan(one.horizon, q[0]), None, *new)
-            found = other.extend(int8.plan(other.horizon, q[1]), None, *new)
+            plans = plain.plan(one.horizon, q[0]), int8.plan(other.horizon, q[1])
+            wanted = one.extend(plans[0], plain.slots(plans[0].stop), *new)
+            found = other.extend(plans[1], int8.slots(plans[1].stop), *new)
             for kept, numbers in zip(found, wanted, strict=True):
                 assert isinstance(kept, Int8Rows) and isinstance(numbers, Tensor)
                 assert kept.shape == numbers.shape and torch.equal(kept.rows, quantized(numbers))
@@ -234,8 +235,10 @@ def test_rows_copied_are_rows_reordered() -> None:
     assert caches[1].layers[0].crossed is kept
     q = [cache.queries(1, None, None) for cache in caches]
     for layers in zip(*(cache.layers for cache in caches), strict=True):
-        plans = [cache.plan(layer.horizon, each) for cache, layer, each in zip(caches, layers, q)]
-        read = [layer.extend(plan, None, *[torch.ones(4, 2, 1, 1)] * 2) for layer, plan in zip(layers, plans)]
+        read = []
+        for cache, layer, each in zip(caches, layers, q):
+            plan = cache.plan(layer.horizon, each)
+            read.append(layer.extend(plan, cache.slots(plan.stop), *[torch.ones(4, 2, 1, 1)] * 2))
         assert all(
             isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
             for one, other in zip(*read, strict=True)

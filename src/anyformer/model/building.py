@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from anyformer import spec
+from anyformer.checkpoints import Checkpoint
 from anyformer.errors import CheckpointError, InputError, SpecError
 from anyformer.model.transformer import Transformer
 from anyformer.parts.attention import Attention
-
-if TYPE_CHECKING:
-    from anyformer.checkpoints import Checkpoint
 
 DTYPES = {
     "float32": torch.float32,
