@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 DIM, DEPTH, HEADS, ROUNDS = 256, 2, 8, 2
 #: Tokens written: so many that what grows with them is most of the time.
-LENGTHS = (96, 144, 216, 324)
+LENGTHS = (192, 384, 768, 1152)
 #: With a cache there is time for more.
-CACHED_LENGTHS = (96, 192, 384, 768)
+CACHED_LENGTHS = (192, 384, 768, 1536)
 WAYS = {"without": 2.0, "with": 1.0}
 
 

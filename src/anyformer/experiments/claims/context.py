@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: Heads together wider than the model, so that attention is what is measured.
 DIM, DEPTH, HEADS, WIDTH, WINDOW, ROUNDS = 64, 1, 4, 32, 128, 2
 #: Tokens that both read in every round; and what only the window reads, once, and is foretold of full attention.
-LENGTHS, ONCE = (512, 2048, 4096, 8192, 16_384), (131_072, 1_000_000)
+LENGTHS, ONCE = (512, 2048, 4096, 8192, 16_384, 32_768, 65_536), (131_072, 1_000_000)
 #: From here on what grows with the length is nearly all there is.
 LONG = 2048
 WINDOWS = {"full": None, "window": WINDOW}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: An LSTM layer as wide as the model has two thirds of the parameters of a Transformer's, so it gets half as many more.
 DIM, DEPTH, LSTM_DEPTH, HEADS, ROUNDS = 128, 2, 3, 4, 3
 #: Every step learns from as many tokens, in fewer and longer rows: batches are counted in tokens (section 5.1).
-TOKENS, LENGTHS = 2048, (64, 128, 256, 512, 1024, 2048)
+TOKENS, LENGTHS = 4096, (64, 128, 256, 512, 1024, 2048, 4096)
 NAMES = {"transformer": "Transformer", "lstm": "LSTM"}
 #: How far the two may be from equal parameters.
 EQUAL = 0.02
