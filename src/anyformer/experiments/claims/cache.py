@@ -92,7 +92,7 @@ def draw(numbers: Numbers, figure: Figure) -> None:
     for way in WAYS:
         lengths, taken = numbers[way]["lengths"], numbers[way]["seconds"]
         axes.loglog(lengths, taken, "o-", label=f"{way} a cache: n^{growth(lengths, taken).power:.2f}")
-    ticks = [96, 192, 384, 768]
+    ticks = sorted({*LENGTHS, *CACHED_LENGTHS})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set(xlabel="n, tokens written", ylabel="seconds in all")

@@ -132,8 +132,8 @@ def judge(numbers: Numbers) -> Verdict:
     heads = [len(run["end"]["following"]) for run in numbers["runs"] if run["layers"] == 2]
     told = (
         f"over {len(two)} seeds, {min(sudden):.0%} or more of what copying gains comes in {WITHIN:.0%} of the steps, "
-        f"{max(apart):.0%} of them or less from where the best head's score is halfway; without the {min(heads)} to "
-        f"{max(heads)} induction heads {min(lost):.0%} to {max(lost):.0%} of it is lost; one layer gains {alone:.0%} "
+        f"{max(apart):.0%} of them or less from where the best head's score is halfway; without the {count} "
+        f"induction heads {min(lost):.0%} to {max(lost):.0%} of it is lost; one layer gains {alone:.0%} "
         f"of what two do"
     )
     held = [min(sudden) >= SUDDEN, max(apart) <= TOGETHER, min(lost) >= CAUSED, alone <= WITHOUT]
