@@ -130,6 +130,7 @@ def judge(numbers: Numbers) -> Verdict:
     sudden, apart, lost = ([run[name] for run in two] for name in ("sudden", "apart", "lost"))
     alone = mean(run["gained"] for run in one) / mean(run["gained"] for run in two)
     heads = [len(run["end"]["following"]) for run in numbers["runs"] if run["layers"] == 2]
+    count = f"{min(heads)}" if len(set(heads)) == 1 else f"{min(heads)} to {max(heads)}"
     told = (
         f"over {len(two)} seeds, {min(sudden):.0%} or more of what copying gains comes in {WITHIN:.0%} of the steps, "
         f"{max(apart):.0%} of them or less from where the best head's score is halfway; without the {count} "
