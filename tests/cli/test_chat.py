@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +139,13 @@ def test_a_pipe_gets_answers_and_nothing_else(command: list[str], talker: Path, 
 
 
 def in_terminal(arguments: list[str]) -> pexpect.spawn:
-    """A program in a terminal so wide that nothing wraps."""
+    """A program in a terminal so wide that nothing wraps, which heeds Ctrl-C even where these tests run in the
+    background and do not."""
     program, *rest = arguments
-    return pexpect.spawn(program, rest, encoding="utf-8", timeout=200, dimensions=(40, 4000), echo=False)
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return pexpect.spawn(
+        program, rest, encoding="utf-8", timeout=200, dimensions=(40, 4000), echo=False, preexec_fn=heeding
+    )
 
 
 def test_a_conversation_in_a_terminal(command: list[str], talker: Path, model: Transformer) -> None:
