@@ -295,7 +295,9 @@ def test_balance_losses_add_up_and_leave_padding_out() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_bfloat16_is_near_float32(shape: str) -> None:
-    """Within five percent of the largest logit, for weights that are the same numbers."""
+    """Within five percent of the largest logit, for weights that are the same numbers, by torch's own products: of more
+    rows than are few."""
+    rows = native.FEW // 2 + 1
     for seed in range(10):
         half = odd(seed, shape, torch.bfloat16)
         if has_experts(half):
@@ -303,9 +305,9 @@ def test_bfloat16_is_near_float32(shape: str) -> None:
         whole = build(half.spec, dtype=torch.float32).eval()
         whole.load_state_dict(half.float().state_dict())
         half.bfloat16()
-        source = drawn_ids(2, 9, seed=1) if shape == "encoder-decoder" else None
+        source = drawn_ids(2, rows, seed=1) if shape == "encoder-decoder" else None
         with torch.no_grad():
-            wanted, found = (model(drawn_ids(2, 10), source=source).logits for model in (whole, half))
+            wanted, found = (model(drawn_ids(2, rows), source=source).logits for model in (whole, half))
         assert found.dtype == torch.bfloat16
         assert (found.float() - wanted).abs().max() <= 0.05 * wanted.abs().max()
 
