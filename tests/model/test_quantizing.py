@@ -46,8 +46,8 @@ SHAPES = ("llama", "gpt2", "bert", "t5", "bart", "gemma3", "deepseek_v3", "gpt_o
 @pytest.mark.parametrize(("name", "how"), [*((name, "int4") for name in SHAPES), ("llama", "int8")])
 @torch.no_grad()
 def test_a_model_in_blocks_is_its_dequantised_twin(name: str, how: str) -> None:
-    """Every family's logits are those of the same numbers in floats; embeddings, heads and layers are in blocks. Of more
-    rows than the native kernels take, which round what they multiply with to 8 bits."""
+    """Every family's logits are those of the same numbers in floats; embeddings, heads and layers are in blocks. There
+    are more rows than the native kernels take, which round what they multiply with to 8 bits."""
     model = af.load(f"{name}:tiny", device="cpu", quantize=how)
     assert model.quantization is not None and model.quantization.how == how
     ids = torch.randint(4, 200, (2, native.FEW // 2 + 1), generator=torch.Generator().manual_seed(0))
