@@ -28,7 +28,7 @@ def made(tiny: dict[str, Any], begins: dict[str, Any]) -> dict[str, int]:
     """Bytes at the peak of making a model (`model` of a recipe), and those of its weights here when it is made; after
     a tiny one was made the same way."""
     from anyformer import text
-    from anyformer.training.optimizers import local
+    from anyformer.model.laid import local
     from anyformer.training.prepare import starting_model
     from anyformer.training.recipe import read_recipe
     from anyformer.training.scale.ranks import joined

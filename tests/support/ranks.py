@@ -48,8 +48,7 @@ def begin(recipe: Job) -> None:
     from held import Held
 
     from anyformer import text
-    from anyformer.model.building import whole
-    from anyformer.training.optimizers import local
+    from anyformer.model.laid import local, whole
     from anyformer.training.prepare import starting_model
     from anyformer.training.recipe import read_recipe
     from anyformer.training.scale.ranks import joined

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from anyformer import spec
 from anyformer.checkpoints import Checkpoint
 from anyformer.errors import CheckpointError, InputError, SpecError
+from anyformer.model.laid import is_laid, place
 from anyformer.model.transformer import Transformer
 from anyformer.parts.attention import Attention
 
@@ -79,33 +79,6 @@ def draw(model: Transformer, seed: int | None = None) -> None:
         generator.manual_seed(seed)
     with torch.no_grad():
         initialize(model, model.spec.initialization, generator)
-
-
-def is_laid(tensor: Tensor) -> bool:
-    """Whether a tensor lies over many processes, of which each has a part (torch's DTensor)."""
-    return hasattr(tensor, "device_mesh")
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, gathered where it lies over many processes; each of them must ask."""
-    laid: Any = tensor
-    return laid.full_tensor() if is_laid(tensor) else tensor
-
-
-def parts(tensor: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """What this process has of a tensor, and the same part of another of its shape, which is whole."""
-    if not is_laid(tensor):
-        return tensor, other
-    laid: Any = tensor
-    (part,) = laid.__create_chunk_list__()
-    ranges = zip(part.offsets, part.sizes, strict=True)
-    return laid.to_local(), other[tuple(slice(begin, begin + size) for begin, size in ranges)]
-
-
-def place(parameter: Tensor, numbers: Tensor) -> None:
-    """Give a parameter its numbers, in place; of those of a mapped file this process' part is read alone."""
-    here, numbers = parts(parameter, numbers)
-    here.copy_(numbers)
 
 
 def initialize(model: Transformer, how: spec.Initialization, generator: torch.Generator) -> None:

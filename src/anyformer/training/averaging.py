@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from anyformer.training.optimizers import learning, local
+from anyformer.model.laid import local
+from anyformer.training.optimizers import learning
 
 
 class Average:

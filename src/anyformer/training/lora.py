@@ -22,7 +22,7 @@ from anyformer import spec
 from anyformer.checkpoints import adapters
 from anyformer.errors import TrainingError
 from anyformer.model import Transformer
-from anyformer.model.building import parts, place, whole
+from anyformer.model.laid import parts, place, whole
 from anyformer.parts.experts import Experts
 from anyformer.parts.feedforward import FeedForward
 from anyformer.spec.base import Part

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from anyformer.model.laid import is_laid, mesh_of
 from anyformer.training.adamw import AdamW
 from anyformer.training.muon import Muon
 from anyformer.training.optimizer import Optimizer
@@ -30,16 +31,6 @@ def decay_groups(parameters: dict[str, Tensor], weight_decay: float) -> list[dic
         groups.setdefault((is_matrix(name, parameter), mesh_of(parameter)), []).append(parameter)
     ordered = sorted(groups.items(), key=lambda group: not group[0][0])
     return [{"params": params, "weight_decay": weight_decay if decays else 0.0} for (decays, _), params in ordered]
-
-
-def mesh_of(tensor: Tensor) -> Any:
-    """The mesh of processes that a tensor lies over; None where this process has all of it."""
-    return getattr(tensor, "device_mesh", None)
-
-
-def local(tensor: Any) -> Tensor:
-    """This process' part of a tensor."""
-    return tensor if mesh_of(tensor) is None else tensor.to_local()
 
 
 def adamw(model: nn.Module, weight_decay: float) -> list[Optimizer]:
@@ -70,7 +61,7 @@ def muon(model: nn.Module, weight_decay: float) -> list[Optimizer]:
 
 def _muon_for(parameters: Iterable[Tensor]) -> type[Muon]:
     """The Muon for parameters that this process has all of, or that lie over many."""
-    if all(mesh_of(parameter) is None for parameter in parameters):
+    if not any(is_laid(parameter) for parameter in parameters):
         return Muon
     from anyformer.training.scale.sharded_muon import ShardedMuon
 

@@ -21,7 +21,8 @@ from anyformer.data import Corpus, Document, Sources, find_files, open_corpus, r
 from anyformer.disk import aside_of, write_json
 from anyformer.errors import AnyformerError, DataError, TrainingError
 from anyformer.model import Transformer
-from anyformer.model.building import draw, hollow, inherit, materialize, place
+from anyformer.model.building import draw, hollow, inherit, materialize
+from anyformer.model.laid import place
 from anyformer.spec.dropout import with_dropout
 from anyformer.training import lora
 from anyformer.training.objectives import OBJECTIVES

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 import anyformer as af
-from anyformer.training.optimizers import local
+from anyformer.model.laid import local
 from anyformer.training.scale.meshes import Meshes
 from anyformer.training.scale.parallel import _shard
 from anyformer.training.scale.sizes import ALONE

@@ -21,8 +21,8 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from anyformer import spec
 from anyformer.model import Transformer
+from anyformer.model.laid import local
 from anyformer.parts.experts import Experts
-from anyformer.training.optimizers import local
 from anyformer.training.scale.meshes import Common, Exchange, exchange
 
 

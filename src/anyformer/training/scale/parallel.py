@@ -33,13 +33,13 @@ from torch.distributed.tensor.parallel import ColwiseParallel, PrepareModuleInpu
 
 from anyformer.model import Transformer
 from anyformer.model.block import Block
+from anyformer.model.laid import local
 from anyformer.parts.attention import Attention
 from anyformer.parts.context import Context
 from anyformer.parts.experts import Experts
 from anyformer.parts.feedforward import FeedForward
 from anyformer.parts.kernels import Scores
 from anyformer.parts.positions import RelativePositions
-from anyformer.training.optimizers import local
 from anyformer.training.scale.context_parallel import divide_sequences
 from anyformer.training.scale.expert_parallel import divide_experts
 from anyformer.training.scale.heads import HeadsOf

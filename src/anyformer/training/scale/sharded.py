@@ -28,7 +28,8 @@ from anyformer import checkpoints
 from anyformer.disk import aside_of, sha256
 from anyformer.errors import TrainingError
 from anyformer.model import Transformer
-from anyformer.model.building import best_device, whole
+from anyformer.model.building import best_device
+from anyformer.model.laid import whole
 from anyformer.training.lora import Adapted
 from anyformer.training.optimizers import learning
 from anyformer.training.scale.snapshots import Tensors

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from anyformer.model.building import whole
+from anyformer.model.laid import whole
 from anyformer.training.muon import Muon, orthogonal
 from anyformer.training.scale.sharded import part_of
 

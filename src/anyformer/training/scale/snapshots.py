@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from anyformer.model import Transformer
-from anyformer.training.optimizers import mesh_of
+from anyformer.model.laid import is_laid
 
 #: By what they are (`optimizer`, `average`), tensors by name.
 Tensors = Mapping[str, Mapping[str, Tensor]]
@@ -57,7 +57,7 @@ def saved_tensors(directory: Path, model: Transformer) -> dict[str, dict[str, Te
 
 def _laid_like(parameter: Tensor, whole: Tensor) -> Tensor:
     """This process' part of a tensor as large as a parameter."""
-    if mesh_of(parameter) is None or whole.shape != parameter.shape:
+    if not is_laid(parameter) or whole.shape != parameter.shape:
         return whole
     from anyformer.training.scale.sharded import part_of
 
