@@ -279,6 +279,25 @@ def test_measured_minutes_train_as_the_same_number_of_steps(recipe: Recipes) -> 
     assert_same_run(timed.directory, counted.directory)
 
 
+def test_measuring_minutes_reads_no_more_held_out_text_than_it_needs(
+    recipe: Recipes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recipe that validates on all of a long text does not do so before its first step."""
+    read: list[int] = []
+    validate = Trainer.validate
+
+    def counted(trainer: Trainer) -> dict[str, float]:
+        read.append(min(trainer.settings.validate_tokens, int(trainer.held_out.sizes.sum())))
+        return validate(trainer)
+
+    monkeypatch.setattr(Trainer, "validate", counted)
+    made = recipe("minutes", minutes=0.01, validate_tokens=1_000_000, validate_every=1_000_000)
+    made["data"]["held_out"] = 0.5
+    train(made, progress=False)
+    rehearsed, validated = read
+    assert rehearsed == running.REHEARSED_BATCHES * 256 < validated
+
+
 def test_a_full_disk_ends_the_run_with_its_last_checkpoint_whole(
     recipe: Recipes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,8 +50,9 @@ from anyformer.training.watching.progress import Display
 from anyformer.training.watching.trackers import trackers_of
 from anyformer.training.watching.watch import watched
 
-#: Before a run of so many minutes, the share of them spent on finding out how long a step takes.
-REHEARSAL = 0.03
+#: Before a run of so many minutes, the share of them spent on finding out how long a step takes, and how many steps'
+#: tokens a validation reads there: what all of them take follows from these.
+REHEARSAL, REHEARSED_BATCHES = 0.03, 8
 
 
 @dataclass(frozen=True)
@@ -290,6 +291,7 @@ def _number_of_steps(recipe: Recipe, directory: Path, trainer: Trainer, display:
     run = read_json(directory / "run.json")
     if "steps" not in run:
         if settings.minutes is not None:
+            display.note("finding out how long a step takes ...")
             run["steps"] = _rehearse(recipe, trainer, settings.minutes * 60)
             display.note(f"training.minutes={settings.minutes:g} comes to {run['steps']:,} steps on this machine")
         else:
@@ -305,7 +307,11 @@ def _rehearse(recipe: Recipe, trainer: Trainer, seconds: float) -> int:
     """How many steps, with their validations, fit into `seconds`. A copy of the model is trained for a moment, so that
     the run itself is the same as one that was told its number of steps."""
     began = time.monotonic()
-    copied = Trainer(recipe, copy.deepcopy(trainer.model), trainer.text)
+    settings, held_out = recipe.training, int(trainer.held_out.sizes.sum())
+    whole = min(settings.validate_tokens, held_out)
+    part = min(whole, REHEARSED_BATCHES * settings.batch_tokens)
+    shorter = recipe.replace(training=settings.replace(validate_tokens=part))
+    copied = Trainer(shorter, copy.deepcopy(trainer.model), trainer.text)
     copied.update(0, 0.0)
     times: list[float] = []
     while len(times) < 3 or time.monotonic() - began < REHEARSAL * seconds:
@@ -314,13 +320,14 @@ def _rehearse(recipe: Recipe, trainer: Trainer, seconds: float) -> int:
         times.append(time.monotonic() - start)
     start = time.monotonic()
     copied.validate()
-    validation = time.monotonic() - start
+    validation = (time.monotonic() - start) * whole / part
     left = seconds - (time.monotonic() - began)
-    settings = recipe.training
     if settings.validate_every is None:
-        # However slow a validation is here, at least half of the time is for training.
-        return max(1, int(max(left - 20 * validation, left / 2) / median(times)))
-    return max(1, int((left - validation) / (median(times) + validation / settings.validate_every)))
+        at_the_end, each = 20 * validation, 0.0
+    else:
+        at_the_end, each = validation, validation / settings.validate_every
+    # However slow a validation is here, at least half of the time is for training.
+    return max(1, int(max(left - at_the_end, left / 2) / (median(times) + each)))
 
 
 @contextmanager
