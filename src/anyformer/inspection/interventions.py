@@ -13,16 +13,15 @@ it was before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from anyformer.errors import InputError
-from anyformer.inspection.tracing import Trace, sites, watching
+from anyformer.inspection.tracing import Trace, sites
 from anyformer.inspection.tracing.sites import OF_ATTENTION
+from anyformer.inspection.tracing.watching import Watching
 from anyformer.model import Transformer
 
 #: What follows from other sites, and from which: changing it would change nothing.
@@ -32,25 +31,17 @@ FOLLOWS = {
 }
 
 
-class Edit:
+class Edit(Watching):
     """A change of what passes at some sites: `change(site, value)` gives what the model goes on with."""
 
     changes = True
 
     def __init__(self, model: Transformer, found: Sequence[str], change: Callable[[str, Tensor], Tensor]) -> None:
-        watching.check_watchable(model)
-        self.model, self.change = model, change
-        self.sites: Collection[str] = dict.fromkeys(found).keys()
+        super().__init__(model)
+        self.change = change
+        self.sites = dict.fromkeys(found).keys()
         for site in found:
             _check_changeable(site)
-
-    def __enter__(self) -> Self:
-        watching.check_watchable(self.model)
-        watching.watch(self.model, self)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        watching.unwatch(self.model, self)
 
     def see(self, site: str, value: Tensor) -> Tensor:
         """The changed value, of the same shape and type."""

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from torch import Tensor
 
 
-class Watcher(Protocol):
+class Watcher(ABC):
     """Somebody who wants to see what passes at some sites."""
 
-    @property
-    def sites(self) -> Collection[str]:
-        """Their names."""
-        ...
+    #: Their names.
+    sites: Collection[str]
+    #: Whether what it gives back may be another value than it saw.
+    changes = False
 
-    @property
-    def changes(self) -> bool:
-        """Whether what it gives back may be another value than it saw."""
-        ...
-
+    @abstractmethod
     def see(self, site: str, value: Tensor) -> Tensor:
         """What the model goes on with."""
-        ...
 
 
 @dataclass(frozen=True)

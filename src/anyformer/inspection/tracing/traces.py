@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from anyformer.errors import InputError
-from anyformer.inspection.tracing import watching
 from anyformer.inspection.tracing.sites import matching, sites
+from anyformer.inspection.tracing.watching import Watching
 from anyformer.model import Transformer
 
 
-class Trace:
+class Trace(Watching):
     """The values of some sites of a model, from the passes that it makes within a `with`:
 
         with af.trace(model, "decoder.layers.*.attention.weights") as t:
@@ -36,8 +35,6 @@ class Trace:
     `inspection/tracing/sites.py`.
     """
 
-    changes = False
-
     def __init__(
         self,
         model: Transformer,
@@ -45,23 +42,15 @@ class Trace:
         keep: Literal["last", "all"] = "last",
         reduce: Callable[[str, Tensor], Tensor] | None = None,
     ) -> None:
-        watching.check_watchable(model)
+        super().__init__(model)
         if not patterns:
             raise InputError("nothing to trace; name sites, such as 'decoder.layers.*.attention.weights', or '**'")
         if keep not in ("last", "all"):
             raise InputError(f"keep the 'last' pass or 'all', not {keep!r}")
-        self.model, self.keep, self.reduce = model, keep, reduce
+        self.keep, self.reduce = keep, reduce
         self._passed: dict[str, list[Tensor]] = {site: [] for site in sites(model, *patterns)}
         #: The names of the sites that are traced, in the order in which the model passes them.
         self.sites = self._passed.keys()
-
-    def __enter__(self) -> Self:
-        watching.check_watchable(self.model)
-        watching.watch(self.model, self)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        watching.unwatch(self.model, self)
 
     def see(self, site: str, value: Tensor) -> Tensor:
         """Keep what passes at a site."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -25,14 +26,22 @@ _watchers: WeakKeyDictionary[nn.Module, list[Watcher]] = WeakKeyDictionary()
 _undoing: WeakKeyDictionary[nn.Module, list[Callable[[], object]]] = WeakKeyDictionary()
 
 
-def watch(model: Transformer, watcher: Watcher) -> None:
-    """Show the watcher what passes at its sites, from now on until `unwatch`."""
-    _rewrap(model, [*_watchers.get(model, ()), watcher])
+class Watching(Watcher):
+    """A watcher for the time of a `with`. Without watchers the model is as it was before the first.
 
+    Raises `InputError` for what nobody can watch, when it is made and when it is entered."""
 
-def unwatch(model: Transformer, watcher: Watcher) -> None:
-    """Show it no more; without watchers the model is as it was before the first."""
-    _rewrap(model, [other for other in _watchers.get(model, ()) if other is not watcher])
+    def __init__(self, model: Transformer) -> None:
+        check_watchable(model)
+        self.model = model
+
+    def __enter__(self) -> Self:
+        check_watchable(self.model)
+        _rewrap(self.model, [*_watchers.get(self.model, ()), self])
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        _rewrap(self.model, [other for other in _watchers.get(self.model, ()) if other is not self])
 
 
 def check_watchable(model: nn.Module) -> None:
