@@ -115,7 +115,7 @@ def serving(options: dict[str, Any], tiny: bool) -> Callable[[int, int], None]:
     import torch
 
     from anyformer import families
-    from anyformer.generation.decoding import PREFILL
+    from anyformer.generation.decoding import read
     from anyformer.model import build
 
     spec = families.preset(options["preset"].partition(":")[0] + ":tiny" if tiny else options["preset"])
@@ -128,9 +128,8 @@ def serving(options: dict[str, Any], tiny: bool) -> Callable[[int, int], None]:
         if spec.decoder is None:
             model(ids)
             return
-        cache = model.new_cache(rows, capacity=length)
-        for begin in range(0, length - 3, PREFILL):
-            model.next_logits(ids[:, begin : min(begin + PREFILL, length - 3)], cache)
+        cache = model.new_cache(rows)
+        read(model, ids[:, :-3], cache, more=3)
         for _ in range(3):
             model.next_logits(ids[:, :1], cache)
 

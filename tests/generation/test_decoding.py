@@ -109,7 +109,7 @@ def test_a_prompt_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     ids, valid = left_padded(rows, 0, "cpu")
     wanted = model.generate(ids, valid=valid, max_new_tokens=5)
     for size in (1, 2, 4, 11):
-        monkeypatch.setattr(decoding, "PREFILL", size)
+        monkeypatch.setattr("anyformer.planning.pieces.MOST", size)
         assert torch.equal(model.generate(ids, valid=valid, max_new_tokens=5), wanted)
         both = odd(1, "encoder-decoder")
         found = list(steps(both, torch.tensor([[5, 6, 7]]), Settings(max_new_tokens=4), source=ids[:1]))
@@ -125,7 +125,7 @@ def test_a_prompt_that_is_seen_both_ways_is_read_whole(monkeypatch: pytest.Monke
     stack = spec.Stack(dim=8, depth=2, pattern=(block,), embeddings=spec.Embeddings(vocabulary=VOCABULARY), norm=norm)
     described = spec.Transformer(decoder=stack, head=spec.LanguageModelHead())
     model = build(described, dtype=torch.float64, seed=3).eval()
-    monkeypatch.setattr(decoding, "PREFILL", 4)
+    monkeypatch.setattr("anyformer.planning.pieces.MOST", 4)
     ids, valid = left_padded([list(range(1, 12)), [12, 13, 14, 15, 16]], 0, "cpu")
     assert valid is not None
     with torch.no_grad():

@@ -62,7 +62,7 @@ def test_what_was_accepted_takes_no_more_than_was_said(small: None, monkeypatch:
     never for twice as many."""
     model = built("llama")
     new_cache, made = model.new_cache, []
-    monkeypatch.setattr("anyformer.generation.decoding.PREFILL", 16)
+    monkeypatch.setattr("anyformer.planning.pieces.MOST", 16)
     monkeypatch.setattr(model, "new_cache", lambda *given, **how: made.append(new_cache(*given, **how)) or made[-1])
     model.generate(torch.ones(1, 70, dtype=torch.long), max_new_tokens=new)
     (cache,) = made

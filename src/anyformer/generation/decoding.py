@@ -17,11 +17,9 @@ from anyformer.generation.penalties import Said
 from anyformer.generation.sampling import Draws, next_token
 from anyformer.generation.settings import Settings
 from anyformer.parts.cache import Cache
-from anyformer.planning.pieces import MOST, piece
+from anyformer.planning.pieces import piece
 from anyformer.spec import Transformer
 
-#: Prompts are read in pieces of this many tokens at most.
-PREFILL = MOST
 #: How many steps a type of device may be told before it has to say whether the text has ended: enough that it never
 #: waits for the next.
 BEHIND = {"cuda": 2}
@@ -321,7 +319,7 @@ def pieces(
     must_fit(model.spec, model.dtype, rows, length, cache, more, copies)
     start = 0
     while start < length:
-        size = length if model.sees_prefix else min(PREFILL, piece(model.spec, rows, cache.length))
+        size = length if model.sees_prefix else piece(model.spec, rows, cache.length)
         part = slice(start, start + size)
         yield prompt[:, part], None if valid is None else valid[:, part]
         start += size
