@@ -13,40 +13,8 @@ import pytest
 
 from anyformer.parts.kernels.native import building, loading
 
-#: What runs under the sanitizers: every kernel on odd shapes, through the library alone, each instruction set.
-DRIVER = """
-import random, sys
-from pathlib import Path
-import torch
-from anyformer.parts.kernels.native import calls, loading
-library = loading.load(Path(sys.argv[1]))
-loading.library = lambda: library
-random.seed(0)
-torch.manual_seed(0)
-with torch.no_grad():
-    for name in (b"portable", b"avx2", b"avx512"):
-        if not library.anyformer_use(name):
-            continue
-        for _ in range(30):
-            dtype = random.choice([torch.float32, torch.bfloat16])
-            rows, width, out = random.randint(1, 17), random.randint(1, 100), 2 * random.randint(1, 40)
-            x, W, b = (torch.randn(shape).to(dtype) for shape in ((rows, width), (out, width), (out,)))
-            gated = random.random() < 0.5
-            stream = torch.randn(rows, out // 2 if gated else out).to(dtype)
-            calls.linear(x, W, loading.TYPES[dtype], b, None, stream, random.choice(list(loading.ACTIVATIONS)), gated)
-            B, K, G, T, S, C = (random.randint(1, most) for most in (2, 3, 5, 4, 200, 140))
-            q, k = torch.randn(B, K * G, T, C).to(dtype), torch.randn(B, K, S, C).to(dtype)
-            added = torch.randn(B, 1, T, S) if random.random() < 0.5 else None
-            calls.attention(q, k, k, added, torch.randn(K * G), 0.1, random.choice([None, 3.0]))
-            store = torch.zeros(B, K * G, T + 2, C, dtype=dtype)
-            calls.keep(q, store, None, 2)
-            calls.keep(q, store, torch.randint(-1, T + 2, (B, T)), 0)
-            even = C // 2 * 2
-            if even:
-                table = torch.randn(1, T, 1, even)
-                calls.rotary(q.transpose(1, 2).contiguous(), table, table, random.random() < 0.5)
-print("sound")
-"""
+#: What runs under the sanitizers.
+EVERY_KERNEL = Path(__file__).with_name("every_kernel.py")
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="sanitizers are preloaded as Linux does it")
@@ -62,7 +30,8 @@ def test_no_kernel_touches_what_is_not_its_own(tmp_path: Path) -> None:
         "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0",
         "OMP_NUM_THREADS": "2",
     }
-    done = subprocess.run([sys.executable, "-c", DRIVER, str(library)], env=environment, capture_output=True, text=True)
+    command = [sys.executable, str(EVERY_KERNEL), str(library)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == "sound", done.stderr[-3000:]
 
 

@@ -1,0 +1,93 @@
+"""Every kernel of a library on random shapes, each instruction set of this machine: what runs under the sanitizers.
+
+python every_kernel.py LIBRARY
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from anyformer import spec
+from anyformer.parts.blocks import FORMATS
+from anyformer.parts.kernels.int8_rows import Int8Rows, quantized
+from anyformer.parts.kernels.native import calls, loading
+from anyformer.parts.norms import Norm
+
+
+def norm(width: int, dtype: torch.dtype) -> Norm | None:
+    """A norm of any kind, or none."""
+    layer = random.random() < 0.5
+    described = spec.Norm(kind="layer" if layer else "rms", bias=layer, unit_offset=random.random() < 0.3)
+    return random.choice([None, Norm(described, width).to(dtype)])
+
+
+def product(matrix: Tensor, format: int, width: int, dtype: torch.dtype) -> None:
+    """Few rows times a matrix [out, ...], with all that may stand around it."""
+    rows, out = random.randint(1, 32), len(matrix)
+    gated = out % 2 == 0 and random.random() < 0.5
+    x, bias = torch.randn(rows, width).to(dtype), torch.randn(out).to(dtype)
+    stream = torch.randn(rows, out // 2 if gated else out).to(dtype)
+    around = random.choice([None, bias]), norm(width, dtype), random.choice([None, stream])
+    calls.linear(x, matrix, format, *around, random.choice(list(loading.ACTIVATIONS)), gated)
+
+
+def products(dtype: torch.dtype) -> None:
+    """With a matrix of floats, and with one in the blocks of each format, both of any number of rows and columns."""
+    width, out = random.randint(1, 300), random.randint(1, 90)
+    product(torch.randn(out, width).to(dtype), loading.TYPES[dtype], width, dtype)
+    for format in FORMATS.values():
+        blocks, out = random.randint(1, 3 if format.elements == 256 else 11), random.randint(1, 90)
+        matrix = torch.randint(0, 256, (out, blocks * format.size), dtype=torch.uint8)
+        product(matrix, format.code, blocks * format.elements, dtype)
+
+
+def attention(dtype: torch.dtype) -> None:
+    """Few queries over keys and values of their type, and over rows in 8 bits."""
+    B, K, G, T, S, C, V = (random.randint(1, most) for most in (2, 3, 5, 4, 200, 140, 140))
+    q, k, v = (torch.randn(shape).to(dtype) for shape in ((B, K * G, T, C), (B, K, S, C), (B, K, S, V)))
+    for keys, values in ((k, v), (Int8Rows(quantized(k), C), Int8Rows(quantized(v), V))):
+        added = random.choice([None, torch.randn(B, 1, T, S)])
+        sinks = random.choice([None, torch.randn(K * G)])
+        calls.attention(q, keys, values, added, sinks, 0.1, random.choice([None, 3.0]))
+
+
+def heads(dtype: torch.dtype) -> None:
+    """Turned, normed, and kept in their slots: as they are, and in 8 bits."""
+    B, H, T, C = (random.randint(1, most) for most in (2, 6, 4, 140))
+    x = torch.randn(B, T, H, C).to(dtype)
+    dim = random.randint(0, C // 2) * 2
+    if dim:
+        cos, sin = torch.randn(2, 1, T, 1, dim)
+        calls.rotary(x, cos, sin, random.random() < 0.5)
+    if (found := norm(C, dtype)) is not None:
+        calls.normed(x[:, :, 1:] if H > 1 else x, found)
+        calls.normed(x, found, torch.randn(x.shape).to(dtype))
+    x = x.transpose(1, 2)
+    for store in (torch.zeros(B, H, T + 2, C, dtype=dtype), quantized(torch.zeros(B, H, T + 2, C))):
+        calls.keep(x, store, None, 2)
+        calls.keep(x, store, torch.randint(-1, T + 2, (B, T)), 0)
+
+
+@torch.no_grad()
+def main(path: Path) -> None:
+    library = loading.load(path)
+    loading.library = lambda: library  # type: ignore[assignment]
+    random.seed(0)
+    torch.manual_seed(0)
+    for name in ("portable", "avx2", "avx512"):
+        if library.anyformer_use(name.encode()):
+            for turn in range(30):
+                dtype = random.choice(list(loading.TYPES))
+                for part in (products, attention, heads):
+                    print(name, turn, part.__name__, file=sys.stderr)
+                    part(dtype)
+    print("sound")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
