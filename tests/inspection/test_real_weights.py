@@ -12,7 +12,7 @@ import torch
 import anyformer as af
 from anyformer.inspection.attribution import attribution
 from anyformer.inspection.heads import head_scores, repeated_scores, repeated_tokens
-from anyformer.inspection.interventions import ablate
+from anyformer.inspection.interventions import ablate, edit
 from anyformer.inspection.lens import lens
 from anyformer.inspection.patching import logit_difference, patching
 from anyformer.model import Transformer
@@ -54,6 +54,26 @@ def test_the_country_moves_the_answer_from_where_it_is_named(smollm: Transformer
     assert early.clean > 0 > early.corrupt
     assert early.restored[0, named] > 0.9 and early.restored[0, -1].abs() < 0.1
     assert late.restored[0, -1] > 0.5 and late.restored[0, named].abs() < 0.3
+
+
+@pytest.mark.parametrize("length", [40, 6], ids=["many", "few"])
+def test_a_stream_changed_in_the_middle_of_a_layer_leads_where_the_formula_does(
+    smollm: Transformer, length: int
+) -> None:
+    """Of the last layer by hand, h + f(n(h)), the last norm, the head: the same logits."""
+    tokens = ids(smollm, "The capital of Italy is Rome, and that of France is Paris. " * 4)[:, :length]
+    stack, block = smollm.output_stack, smollm.get_submodule("decoder.layers.29")
+    middle = "decoder.layers.29.attention.residual_after"
+    with torch.no_grad():
+        with af.trace(smollm, middle) as t:
+            before = smollm(tokens).logits
+        changed = 0.5 * t[middle] + t[middle].roll(1, dims=1)
+        with edit(smollm, middle, lambda stream: 0.5 * stream + stream.roll(1, dims=1)):
+            found = smollm(tokens).logits
+        out = changed + block.feed_forward(block.feed_forward_norm(changed), None)  # type: ignore[operator]
+        expected = smollm.head(stack.norm(out), tokens)  # type: ignore[misc]
+        assert torch.equal(smollm(tokens).logits, before)
+    assert torch.allclose(found, expected, atol=1e-4) and not torch.allclose(found, before, atol=1)
 
 
 def test_it_has_heads_of_induction_of_the_token_before_and_of_rest(smollm: Transformer) -> None:

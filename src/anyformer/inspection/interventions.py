@@ -151,15 +151,9 @@ def mean_of(trace: Trace, site: str) -> Tensor:
 
 
 def _check_changeable(site: str) -> None:
-    branch, _, what = site.rpartition(".")
+    what = site.rpartition(".")[2]
     if what in FOLLOWS:
         raise InputError(f"'{site}' only follows from other sites; {FOLLOWS[what]} instead")
-    if what.startswith("residual_") and not branch.rpartition(".")[2].isdigit():
-        layer = branch.rpartition(".")[0]
-        raise InputError(
-            f"'{site}' only follows from other sites; change '{branch}.output', '{layer}.residual_before' or "
-            f"'{layer}.residual_after' instead"
-        )
 
 
 def _check_index(name: str, which: Sequence[int], size: int, site: str) -> None:

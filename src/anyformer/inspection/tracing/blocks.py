@@ -30,15 +30,18 @@ Wrap = tuple[nn.Module, str, Callable[..., Any]]
 
 def wraps_of_block(block: Block, place: Place) -> Iterator[Wrap]:
     """All that has to be wrapped of a layer for those who watch it."""
-    inner = any(place.of(name).wants("residual_before", "residual_after") for name, *_ in block.branches)
-    branches = [WatchedBranch(block, name, placement, place.of(name)) for name, placement, *_ in block.branches]
+    branches = [
+        WatchedBranch(block, name, placement, shares, place.of(name)) for name, placement, shares, _ in block.branches
+    ]
+    inner = any(branch.place.wants("residual_before", "residual_after") for branch in branches)
+    changed = any(branch.place.changes("residual_before", "residual_after") for branch in branches)
     for branch in branches:
         yield from branch.wraps(inner)
 
     def forward(original: Callable[..., Tensor], x: Tensor, *rest: Any) -> Tensor:
         x = place.see("residual_before", x)
-        y = original(x, *rest)
-        if inner:
+        y = _pass_branches(block, branches, x, *rest) if changed else original(x, *rest)
+        if inner and not changed:
             _show_stream(x, y, branches)
         return place.see("residual_after", y)
 
@@ -55,6 +58,23 @@ def _show_stream(x: Tensor, y: Tensor, branches: list[WatchedBranch]) -> None:
         branch.output = branch.reached = None
 
 
+def _pass_branches(
+    block: Block, branches: list[WatchedBranch], x: Tensor, context: Context, cache: LayerCache | None = None
+) -> Tensor:
+    """A layer's own pass, branch by branch, for those who change the stream between them."""
+    stream = normed = x
+    for branch in branches:
+        stream = branch.place.see("residual_before", stream)
+        read = x if block.parallel else stream
+        normed = normed if branch.shares else branch.normed(read)
+        branch.output = branch.mixer(normed, context, cache)
+        if branch.output_norm is not None:
+            branch.output = branch.output_norm(branch.output)
+        stream = branch.place.see("residual_after", branch.added_to(stream))
+        branch.output = None
+    return stream
+
+
 class WatchedBranch:
     """A branch of a layer.
 
@@ -63,12 +83,12 @@ class WatchedBranch:
     read     what its last matrix has read
     """
 
-    def __init__(self, block: Block, name: str, placement: str, place: Place) -> None:
-        self.place, self.mixer = place, block.get_submodule(name)
-        norms = {"output": f"{name}_norm", "both": f"{name}_output_norm", "post": f"{name}_norm"}
-        norm = block._modules.get(norms.get(placement, ""))
-        #: The norm of what the mixer gives, and that of the sum.
-        self.output_norm = norm if placement in ("output", "both") else None
+    def __init__(self, block: Block, name: str, placement: str, shares: bool, place: Place) -> None:
+        self.place, self.mixer, self.shares = place, block.get_submodule(name), shares
+        norm = block._modules.get(f"{name}_norm")
+        #: The norms of what the mixer reads, of what it gives, and of the sum.
+        self.input_norm = norm if placement in ("pre", "both") else None
+        self.output_norm = norm if placement == "output" else block._modules.get(f"{name}_output_norm")
         self.stream_norm = norm if placement == "post" else None
         self.output: Tensor | None = None
         self.reached: Tensor | None = None
@@ -95,10 +115,15 @@ class WatchedBranch:
 
     def added_to(self, stream: Tensor) -> Tensor:
         """The stream after this branch, which was added to `stream`."""
-        if self.reached is None:
+        reached = self.reached
+        if reached is None:
             assert self.output is not None
-            self.reached = stream + self.output
-        return self.reached if self.stream_norm is None else self.stream_norm(self.reached)
+            reached = stream + self.output
+        return reached if self.stream_norm is None else self.stream_norm(reached)
+
+    def normed(self, stream: Tensor) -> Tensor:
+        """The stream as its mixer reads it."""
+        return stream if self.input_norm is None else self.input_norm(stream)
 
     def forward(
         self,

@@ -31,8 +31,9 @@ of the feed-forward and of experts (F is the width between its matrices):
     ….experts.weights                        [B, T, top_k]  and how much each counts
     ….experts.shared.hidden                  [B, T, F]      of the expert that every token passes
 
-Latent attention (DeepSeek) has as many keys as queries, and wider ones than values. A pattern names many sites at once:
-`*` stands for anything within a name, `**` for any number of names: `decoder.layers.*.attention.weights`, `**.hidden`.
+In a parallel layer all branches read what comes into the layer, whatever their own stream is changed to. Latent
+attention (DeepSeek) has as many keys as queries, and wider ones than values. A pattern names many sites at once: `*`
+stands for anything within a name, `**` for any number of names: `decoder.layers.*.attention.weights`, `**.hidden`.
 """
 
 from __future__ import annotations
