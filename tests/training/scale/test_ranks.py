@@ -95,7 +95,7 @@ def runs(recipe: Any, adapting: Any, place: Path) -> Path:
         recipe("tensor", {"tensor": 2}, samples=2),
         adapting("adapted", {"shard": 2}),
         recipe("expert", {"expert": 2}, mixture=True, checkpoint_activations=True),
-        recipe("context", {"context": 2}, checkpoint_activations=True),
+        recipe("context", {"context": 2}, samples=2, checkpoint_activations=True),
         recipe("narrow", {"expert": 2}, mixture=True, checkpoint_activations=True, **narrow),
     ]
     for family, scale, settings in ODD:
@@ -153,7 +153,7 @@ def test_in_bfloat16_many_processes_are_as_near_as_its_rounding(runs: Path) -> N
         assert [row[key] for row in rows] == pytest.approx([row[key] for row in expected], rel=3e-3)
 
 
-@pytest.mark.parametrize("name", ["data", "tensor"])
+@pytest.mark.parametrize("name", ["data", "tensor", "context"])
 def test_samples_of_many_processes_are_those_of_one(runs: Path, name: str) -> None:
     """All of them write the same text together, and the first one puts it down."""
     texts = [(runs / run / "samples.jsonl").read_text() for run in (name, "alone")]

@@ -100,6 +100,13 @@ def test_elsewhere_than_on_a_terminal_lines_are_plain() -> None:
     assert not any("\x1b" in line for line in lines)
 
 
+def test_a_note_stays_one_line_however_long() -> None:
+    """A command that it tells can be copied from a log."""
+    file, command = io.StringIO(), "go on with: anyformer train --resume " + "long/" * 30
+    Display(console=Console(file=file, width=80)).note(command)
+    assert file.getvalue() == f"{command}\n"
+
+
 def test_on_a_terminal_the_display_is_drawn_anew() -> None:
     """The last state stays on the screen: the curve, the numbers with their units, a bar, under the run's name."""
     text = shown(terminal=True)

@@ -71,11 +71,11 @@ def sampling(
     note: Callable[[str], None],
 ) -> Iterator[Watch]:
     """Gives the function that takes samples at the steps that are to have some, which follow from the recipe alone, and
-    writes them. Every process takes the same; where sequences are divided over them, there are none."""
+    writes them. Every process takes the same."""
     run, tokens = recipe.run, steps * recipe.training.batch_tokens
     every = run.sample_every or sample_every(steps, validate_every, tokens, max(run.samples, 1))
-    count = run.samples if trainer.ranks.sizes["context"] == 1 else 0
-    examples = [trainer.held_out[index] for index in spread(len(trainer.held_out.sizes), count)] if count else []
+    count = len(trainer.held_out.sizes)
+    examples = [trainer.held_out[index] for index in spread(count, run.samples)] if run.samples else []
     if not examples:
         yield lambda row: None
         return
