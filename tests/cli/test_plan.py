@@ -95,6 +95,8 @@ def test_a_recipe(anyformer: Callable) -> None:
     assert asked["rows"] == 1 and asked["tokens"] == 8192
     spread = json.loads(anyformer("plan", recipe, "--json", "--devices", 8).out)["training"]["step"]["mesh"]
     assert (spread["shard"], spread["tensor"]) == (4, 2)
+    paid = json.loads(anyformer("plan", recipe, "--json", "--device", "h100", "--hours", 1).out)["training"]
+    assert paid["flops"] == pytest.approx(0.4 * 989e12 * 3600, rel=1e-6)
 
 
 def test_a_budget(anyformer: Callable) -> None:
@@ -144,6 +146,8 @@ def test_a_law_of_ones_own(anyformer: Callable, table: Path, tmp_path: Path) -> 
     assert facts["isoflop"]["exponent"] == pytest.approx(facts["exponent"], abs=0.05)
     followed = anyformer("plan", "--fit", table, "--flops", "1e18").out
     assert "yours, 18 runs" in followed and "to start from, by yours" in followed
+    assert "extrapolated: its runs took 1.0e+15 to 1.0e+17 FLOPs" in followed
+    assert "beyond 1.0e+17 FLOPs" in ran.out and "cannot be told from 0" not in ran.out
 
 
 @pytest.mark.skipif(not POINTS.exists(), reason="the points of Hoffmann et al.'s figure are not beside the repository")
@@ -171,10 +175,14 @@ def test_chinchillas_runs(anyformer: Callable) -> None:
         (("--flops", "1e19", "--hours", 3), "a budget is one of flops, hours and money, not flops and hours"),
         (("--hours", 3), "hours buy FLOPs on a device"),
         (("--flops", "-1"), "cannot be spent"),
-        (("--money", 5, "--device", "rtx3090"), "no price is listed"),
+        (("--money", 5, "--device", "rtx3090"), "no price is listed for RTX 3090 24 GB; give one"),
+        (("gpt2:small", "--context", 2048), "a context of 2,048 tokens is longer than the 1,024 positions"),
+        (("llama:135m", "--served", "1e9"), "--served is of a budget's model"),
+        (("llama:135m", "--price", 2), "--price is a device's"),
+        (("--flops", "1e19", "--rows", 4, "--mesh", "shard=2"), "--rows, --mesh: a model's, and none is named"),
         (("--flops", "1e19", "--out", "recipe.json"), "a recipe's name ends in .toml"),
         (("--fit",), "no runs to fit a law to"),
-        (("--fit", "nowhere"), "nowhere is neither a CSV file nor a run directory"),
+        (("--fit", "nowhere"), "there is no file or directory 'nowhere' of runs"),
     ],
 )
 def test_what_cannot_be_planned(anyformer: Callable, arguments: tuple, said: str) -> None:

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from anyformer.comparing import Comparison, compare
+from anyformer.comparing.comparison import _disturbed
 from anyformer.comparing.statistics import difference
 from anyformer.errors import ExperimentError, TrainingError
 from anyformer.planning import count
@@ -63,6 +65,16 @@ def test_the_answer_is_written_whole(compared: Comparison) -> None:
     assert data == json.loads(json.dumps(compared.to_data()))
     page = (compared.directory / "report.html").read_text()
     assert "position=alibi" in page and "<svg" in page and "http://" not in page and "src=" not in page
+
+
+def test_a_machine_that_was_not_quiet_is_said_to(compared: Comparison) -> None:
+    """Where the time was equal, and one run saw far more tokens than another of the same model; never elsewhere."""
+    base, alibi = compared.rows
+    fast = replace(base.runs[0], tokens=2 * base.runs[1].tokens)
+    (said,) = _disturbed([replace(base, runs=(fast, base.runs[1])), alibi], "time")
+    assert f"runs of base saw from {base.runs[1].tokens:,} to {fast.tokens:,} tokens" in said
+    assert not list(_disturbed(compared.rows, "time"))
+    assert not list(_disturbed([replace(base, runs=(fast, base.runs[1]))], "steps"))
 
 
 def test_asked_again_nothing_is_trained(compared: Comparison, recipe: Recipes) -> None:

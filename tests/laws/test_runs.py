@@ -81,7 +81,7 @@ def test_runs_that_cannot_be_used(tmp_path: Path) -> None:
     """No runs at all, what is none, one without a loss, a damaged one."""
     with pytest.raises(PlanError, match="no runs to fit a law to"):
         read_runs([])
-    with pytest.raises(PlanError, match="nowhere is neither a CSV file nor a run directory"):
+    with pytest.raises(PlanError, match=r"no file or directory '.*nowhere' of runs"):
         read_runs([tmp_path / "nowhere"])
     with pytest.raises(PlanError, match="has no loss in it"):
         read_runs([run(tmp_path / "empty", [{"tokens": 5, "loss": None}])])

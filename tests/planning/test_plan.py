@@ -109,7 +109,7 @@ def test_what_cannot_be_is_refused(given: dict, said: str) -> None:
 
 def test_rows_longer_than_positions_are_refused() -> None:
     """Where positions are learned."""
-    with pytest.raises(PlanError, match="rows of 2,048 tokens are longer than the 1,024 positions"):
+    with pytest.raises(PlanError, match="a row of 2,048 tokens is longer than the 1,024 positions"):
         plan("gpt2:small", length=2048)
 
 

@@ -115,6 +115,25 @@ def plan(
         raise PlanError("--out writes the recipe for a budget; give one, without a model: --flops 1e19")
     if (plot is not None or drop_worst) and not fit:
         raise PlanError("--plot and --drop-worst are of a law; fit one with --fit RUNS")
+    if served is not None and (spec is not None or not is_budget):
+        raise PlanError("--served is of a budget's model; give a budget, without a model: --flops 1e19")
+    if price is not None and device is None:
+        raise PlanError("--price is a device's; name one with --device")
+    if spec is None:
+        _check_no_model_is_meant(
+            context=context,
+            dtype=dtype,
+            batch=None if batch == 1 else batch,
+            quantize_cache=quantize_cache,
+            rows=rows,
+            length=length,
+            batch_tokens=batch_tokens,
+            tokens=tokens,
+            precision=precision,
+            optimizer=optimizer,
+            checkpoint_activations=checkpoint_activations or None,
+            mesh=mesh,
+        )
     spent = _budget(flops, hours, money, found, devices or 1, attained) if is_budget else None
     if fit:
         law, curves = _fit(named or [], drop_worst, plot)
@@ -160,6 +179,12 @@ def _spec(named: list[str]) -> Transformer:
 
             found = checkpoints.open(named[0]).spec
     return found
+
+
+def _check_no_model_is_meant(**said: Any) -> None:
+    stray = [f"--{name.replace('_', '-')}" for name, value in said.items() if value is not None]
+    if stray:
+        raise PlanError(f"{', '.join(stray)}: a model's, and none is named; name one (llama:135m, say)")
 
 
 def _dtype(named: list[str]) -> str | None:
@@ -231,6 +256,8 @@ def _plan(name: str, spec: Transformer, asked: dict[str, Any], as_json: bool) ->
 
     said = step_of_recipe(read_recipe(Path(name)), name) if name.endswith(".toml") else {}
     given = {key: value for key, value in asked.items() if value is not None}
+    if {"tokens", "flops"} & {*given}:
+        said = {key: value for key, value in said.items() if key not in ("tokens", "flops")}
     found = plan(spec, **{**{key: value for key, value in said.items() if value is not None}, **given})
     if as_json:
         print_json({"model": name, **found.to_data()})
@@ -263,7 +290,7 @@ def _spend(spent: Budget, served: float | None, out: Path | None, as_json: bool,
     if out is not None and out.suffix != ".toml":
         raise PlanError(f"--out {out}: a recipe's name ends in .toml")
     name = str(out) if out is not None else "recipe.toml"
-    own = _own(law) if law is not None else None
+    own = _own(law, spent) if law is not None else None
     found = spend(spent, own=own, law=law.law if law is not None else CORRECTED, served=served, name=name)
     if out is not None:
         disk.write(out, found.start.text.encode())
@@ -275,7 +302,9 @@ def _spend(spent: Budget, served: float | None, out: Path | None, as_json: bool,
         note(f"the recipe is {out}; name your texts and train: anyformer train {out} --set 'data.train=\"texts\"'")
 
 
-def _own(law: FittedLaw) -> Published:
+def _own(law: FittedLaw, spent: Budget) -> Published:
     from anyformer.planning.scaling import Published
 
-    return Published(f"yours, {law.runs} runs", "", law)
+    low, high = law.budgets
+    note = "" if low <= spent.flops <= high else f"extrapolated: its runs took {low:.1e} to {high:.1e} FLOPs"
+    return Published(f"yours, {law.runs} runs", "", law, note)

@@ -61,7 +61,7 @@ def print_plan(name: str, plan: Plan) -> None:
 
 def _shape(plan: Plan) -> str:
     layers = " + ".join(str(stack.depth) for stack in plan.spec.stacks().values())
-    return f"{plan.spec.shape}, {layers} layers"
+    return f"{plan.spec.shape}, {layers} layer{'' if layers == '1' else 's'}"
 
 
 def _several(count: int, name: str) -> str:
@@ -233,6 +233,7 @@ def law_data(law: FittedLaw, curves: IsoFlop) -> dict[str, Any]:
         "exponent": law.law.exponent,
         "intervals": {name: list(ends) for name, ends in law.intervals().items()},
         "objective": law.objective,
+        "budgets": list(law.budgets),
         "isoflop": {
             **line,
             "interval": list(central(curves.samples)) if len(curves.samples) else None,
@@ -244,7 +245,7 @@ def law_data(law: FittedLaw, curves: IsoFlop) -> dict[str, Any]:
 
 
 def print_law(law: FittedLaw, curves: IsoFlop) -> None:
-    """A law and its intervals."""
+    """A law and its intervals, and what it says of budgets beyond its runs, beside what the published ones say."""
     from anyformer.laws.fitting import central
     from anyformer.planning.scaling import PUBLISHED
 
@@ -263,16 +264,27 @@ def print_law(law: FittedLaw, curves: IsoFlop) -> None:
     table.print()
     if curves.exponent is None:
         print("no IsoFLOP curves: those take five runs or more at each of two budgets, around the best size of each")
+    if intervals["E"][0] < UNSEEN:
+        print(
+            "E, what no model gets below, cannot be told from 0 by these runs; larger ones, on more tokens, would tell"
+        )
     print()
-    table = Table("compute-optimal parameters at", *(f"{flops:.0e}" for flops in BUDGETS))
-    table.add("yours", *(scaled(law.parameters(flops), "") for flops in BUDGETS))
+    most = law.budgets[1]
+    budgets = [most * factor for factor in BEYOND]
+    table = Table("compute-optimal parameters at", *(f"{flops:.1e}" for flops in budgets))
+    table.add("yours", *(scaled(law.parameters(flops), "") for flops in budgets))
+    for name, end in (("  80% interval, from", 0), ("  to", 1)):
+        table.add(name, *(scaled(law.interval(flops)[end], "") for flops in budgets))
     for published in PUBLISHED:
-        table.add(published.name, *(scaled(published.fit.parameters(flops), "") for flops in BUDGETS))
+        table.add(published.name, *(scaled(published.fit.parameters(flops), "") for flops in budgets))
     table.print()
+    print(f"  beyond {most:.1e} FLOPs, what the largest of your runs took, your law is extrapolated")
 
 
-#: FLOPs at which laws are set side by side.
-BUDGETS = (1e15, 1e18, 1e21, 1e24)
+#: How far beyond one's largest run laws are set side by side: by these factors of its FLOPs.
+BEYOND = (1, 10, 100, 1000)
+#: Nats a token that nobody tells from none.
+UNSEEN = 1e-3
 
 
 def duration(hours: float) -> str:

@@ -26,6 +26,8 @@ from anyformer.training.watching.progress import Display
 EQUAL = ("parameters", "flops", "time", "steps")
 #: From so many differences on, a few are larger than the noise by chance alone.
 MANY = 5
+#: Where one run of a model saw so many times what another did in the same time, neither was alone on the machine.
+UNEVEN = 1.25
 
 
 def compare(
@@ -85,7 +87,7 @@ def compare(
     measure = _measure([contender.recipe for contender in contenders], texts)
     runs = [[read_run(job.directory, job.recipe.run.seed, over) for job in turn] for turn in jobs]
     rows = [_row(contender, of, measure) for contender, of in zip(contenders, zip(*runs))]
-    notes = tuple(_notes(contenders, texts, asked | {"confidence": confidence}, workers))
+    notes = (*_notes(contenders, texts, asked | {"confidence": confidence}, workers), *_disturbed(rows, equal))
     result = Comparison(directory, asked, confidence, measure, over, with_statistics(rows, confidence), notes)
     write_json(directory / "comparison.json", result.to_data())
     write_report(result)
@@ -175,7 +177,7 @@ def _notes(contenders: Sequence[_Contender], texts: Texts, asked: Mapping[str, A
         yield "The texts differ, and what is held out with them: a loss on one is not a loss on another."
     elif len({texts.place(recipe) for recipe in recipes}) > 1:
         yield "The tokens differ, so bits per byte are compared where the objective has them, not losses per token."
-    if asked["equal"] == "time" and workers > len(devices()):
+    if asked["equal"] == "time" and workers > max(1, len(devices())):
         yield (
             f"{workers} workers share this machine's memory and caches, so each had less done in its time than it "
             f"would alone, and not all the same less; --workers 1 gives each the whole machine."
@@ -185,3 +187,14 @@ def _notes(contenders: Sequence[_Contender], texts: Texts, asked: Mapping[str, A
             f"Of {len(contenders) - 1} differences, some are larger than the noise by chance alone: one in "
             f"{round(1 / (1 - asked['confidence']))} where nothing differs."
         )
+
+
+def _disturbed(rows: Sequence[Row], equal: str | None) -> Iterator[str]:
+    """Whether something else took of the time that was to be equal."""
+    for row in rows if equal == "time" else ():
+        seen = [run.tokens for run in row.runs if run.is_whole]
+        if seen and max(seen) > UNEVEN * min(seen):
+            yield (
+                f"In the same time, runs of {row.name} saw from {min(seen):,} to {max(seen):,} tokens: something else "
+                f"used the machine meanwhile, and a quiet one compares better."
+            )

@@ -41,7 +41,7 @@ class FittedLaw:
     """A law and how sure it is.
 
     - `logs`: (ln A, ln B, ln E, α, β). `samples` [S, 5]: the same, of each sample of the runs.
-    - `objective`: the sum of Huber's loss. `runs`: how many there were.
+    - `objective`: the sum of Huber's loss. `runs`: how many there were. `budgets`: the least and the most FLOPs of one.
     """
 
     law: Law
@@ -49,6 +49,7 @@ class FittedLaw:
     samples: np.ndarray
     objective: float
     runs: int
+    budgets: tuple[float, float]
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """The central 80% of what the samples give for A, B, E, α, β and the exponent of the parameters."""
@@ -101,7 +102,8 @@ def fit(runs: Runs, *, samples: int = SAMPLES, seed: int = 0) -> FittedLaw:
         )
     law = Law(A=float(np.exp(a)), B=float(np.exp(b)), E=float(np.exp(e)), alpha=alpha, beta=beta)
     total = float(np.min(values)) * DELTA * len(measured)
-    return FittedLaw(law, (a, b, e, alpha, beta), sampled, total, len(measured))
+    budgets = (float(runs.flops.min()), float(runs.flops.max()))
+    return FittedLaw(law, (a, b, e, alpha, beta), sampled, total, len(measured), budgets)
 
 
 def _check(runs: Runs) -> None:

@@ -51,6 +51,8 @@ def read_runs(sources: Iterable[str | Path]) -> Runs:
 
 
 def _points(source: Path) -> list[tuple[float, float, float]]:
+    if not source.exists():
+        raise PlanError(f"there is no file or directory '{source}' of runs")
     if source.is_file():
         return _of_csv(source)
     if (source / METRICS).is_file():
@@ -90,7 +92,9 @@ def _of_csv(path: Path) -> list[tuple[float, float, float]]:
     table = csv.DictReader(text.splitlines())
     named = list(table.fieldnames or ())
     if not ({"parameters", "loss"} <= {*named} and {*named} & {"tokens", "flops"}):
-        raise PlanError(f"{path} needs the columns parameters, loss, and tokens or flops; it has {', '.join(named)}")
+        raise PlanError(
+            f"{path} needs the columns parameters, loss, and tokens or flops; it has {', '.join(named) or 'none'}"
+        )
     points = []
     for number, row in enumerate(table, 2):
         where = f"{path}, line {number}"

@@ -68,8 +68,9 @@ def budget(
         raise PlanError(f"{name} buy FLOPs on a device; name one (h100, say)")
     price = device.price * devices if device is not None and device.price is not None else None
     if money is not None:
-        if price is None or device is None:
-            raise PlanError("no price is listed for that device; give one, in dollars an hour for each")
+        if price is None:
+            named = device.name if device is not None else "that device"
+            raise PlanError(f"no price is listed for {named}; give one, in dollars an hour for each: --price 2")
         hours = money / price
     if hours is not None and rate is not None:
         flops = hours * 3600 * rate
@@ -77,7 +78,7 @@ def budget(
         hours = flops / rate / 3600
     assert flops is not None
     if not LEAST <= flops <= MOST:
-        raise PlanError(f"{flops:.3g} FLOPs are beyond what any law here is about; it is {LEAST:g} to {MOST:g}")
+        raise PlanError(f"{flops:.3g} FLOPs are beyond what any law here is about; give {LEAST:g} to {MOST:g}")
     return Budget(flops, devices, device, hours, hours * price if hours and price else None, attained)
 
 

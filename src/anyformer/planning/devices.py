@@ -46,7 +46,8 @@ class Device:
 
 #: By the makers' data sheets: dense rates (those sheets' "with sparsity" halved), each way of a link. NVLink and one
 #: adapter of 400 Gb/s each (A100: 200 Gb/s) where there are SXM modules; PCIe cards send over PCIe, and to other
-#: machines over one adapter of 100 Gb/s. Prices: modal.com's list, May 2026.
+#: machines over one adapter of 100 Gb/s. Prices: of an hour by modal.com's list a second, May 2026, to the cent;
+#: they change, so where money matters give one's own.
 DEVICES = {
     "b200": Device("B200 SXM 180 GB", 2250e12, 75e12, 180 * GB, 8.0e12, 900 * GB, 50 * GB, price=6.25),
     "h200": Device("H200 SXM 141 GB", 989e12, 67e12, 141 * GB, 4.8e12, 450 * GB, 50 * GB, price=4.54),

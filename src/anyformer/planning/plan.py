@@ -159,6 +159,7 @@ def plan(
     best = found.precision if found is not None else "bfloat16"
     dtype, precision = dtype or best, precision or best
     context = context or counts.default_context(spec)
+    _check_length(spec, context, "a context")
     step = _step(
         spec,
         rows=rows,
@@ -197,12 +198,15 @@ def _step(spec: Transformer, **said: Any) -> Step:
     step = Step(**said)
     if step.optimizer not in MOMENTS:
         raise PlanError(f"there is no optimizer '{step.optimizer}'; there are {', '.join(MOMENTS)}")
-    position = spec.output.embeddings.position
-    if isinstance(position, Learned) and step.tokens > position.size:
-        raise PlanError(
-            f"rows of {step.tokens:,} tokens are longer than the {position.size:,} positions that the model learns"
-        )
+    _check_length(spec, step.tokens, "a row")
     return step
+
+
+def _check_length(spec: Transformer, tokens: int, what: str) -> None:
+    learned = [stack.embeddings.position for stack in spec.stacks().values()]
+    longest = min((position.size for position in learned if isinstance(position, Learned)), default=tokens)
+    if tokens > longest:
+        raise PlanError(f"{what} of {tokens:,} tokens is longer than the {longest:,} positions that the model learns")
 
 
 def _flops(spec: Transformer, context: int) -> Flops:
