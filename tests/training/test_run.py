@@ -105,10 +105,11 @@ def test_ctrl_c_saves_and_resuming_goes_on_to_the_same_bits(
 
 
 def test_being_stopped_says_how_to_go_on(recipe: Recipes, capsys: pytest.CaptureFixture[str]) -> None:
-    """The exact command, on the screen; a person reads it when the process is gone."""
+    """The exact command, on the screen; a person reads it when the process is gone. A cluster may say it twice."""
     real = Trainer.update
 
     def update(self: Trainer, index: int, rate: float) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         return real(self, index, rate)
 
@@ -117,7 +118,7 @@ def test_being_stopped_says_how_to_go_on(recipe: Recipes, capsys: pytest.Capture
         directory = train(recipe()).directory
     shown = capsys.readouterr().err
     assert "stopped and saved at step 1" in shown
-    assert f"anyformer train --resume {directory}".replace(" ", "") in shown.replace("\n", "").replace(" ", "")
+    assert f"anyformer train --resume {directory}\n" in shown
 
 
 def test_a_second_ctrl_c_stops_at_once(recipe: Recipes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -336,7 +336,8 @@ def _interruption() -> Iterator[Callable[[], bool]]:
     asked: list[int] = []
 
     def note(number: int, frame: Any) -> None:
-        if asked:
+        # A cluster sends SIGTERM to every process, and torchrun passes on its own: a second one asks for no more.
+        if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.append(number)
 
