@@ -115,6 +115,7 @@ def serving(options: dict[str, Any], tiny: bool) -> Callable[[int, int], None]:
     import torch
 
     from anyformer import families
+    from anyformer.generation import Prompts
     from anyformer.generation.decoding import read
     from anyformer.model import build
 
@@ -129,7 +130,7 @@ def serving(options: dict[str, Any], tiny: bool) -> Callable[[int, int], None]:
             model(ids)
             return
         cache = model.new_cache(rows)
-        read(model, ids[:, :-3], cache, more=3)
+        read(model, Prompts(ids[:, :-3]), cache, more=3)
         for _ in range(3):
             model.next_logits(ids[:, :1], cache)
 

@@ -31,9 +31,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     lengths: list[int] = []
     decode = generation.decode
 
-    def counting(*arguments, prompt, **more):
-        lengths.append(prompt.shape[1])
-        return decode(*arguments, prompt=prompt, **more)
+    def counting(model, prompts, *arguments, **more):
+        lengths.append(prompts.ids.shape[1])
+        return decode(model, prompts, *arguments, **more)
 
     monkeypatch.setattr(generation, "decode", counting)
     return lengths

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from anyformer import families
 from anyformer.errors import InputError
-from anyformer.generation import Settings, Token, left_padded, search
+from anyformer.generation import Prompts, Settings, Token, left_padded, search
 from anyformer.generation.beam import Candidate, Search
 from anyformer.generation.decoding import choices
 from anyformer.model import Transformer, build, load
@@ -88,7 +88,7 @@ def until_padding(row: list[int]) -> list[int]:
 def found(model: Transformer, ids: Tensor, valid: Tensor | None, **settings: Any) -> list[Any]:
     """The best answer to each prompt, with its score."""
     chosen = Settings.of(model.generation, **settings)
-    return [answers[0] for answers in search(model, settings=chosen, **model.beginning(ids, valid, chosen))]
+    return [answers[0] for answers in search(model, model.beginning(ids, valid, chosen), chosen)]
 
 
 @pytest.mark.parametrize("shape", ["decoder", "encoder-decoder"])
@@ -102,28 +102,28 @@ def test_an_answer_does_not_depend_on_what_shares_its_batch(shape: str) -> None:
         how = {"beams": 3, "answers": 2, "max_new_tokens": 9, "eos": draw.sample(range(VOCABULARY), 5), "start": 5}
         ids, valid = left_padded(rows, 0, "cpu")
         chosen = Settings(**how)
-        together = search(model, settings=chosen, **model.beginning(ids, valid, chosen))
+        together = search(model, model.beginning(ids, valid, chosen), chosen)
         for row, answers in zip(rows, together, strict=True):
             begun = model.beginning(torch.tensor([row]), None, chosen)
-            alone = search(model, settings=chosen, **begun)[0]
+            alone = search(model, begun, chosen)[0]
             assert [answer.ids for answer in answers] == [answer.ids for answer in alone]
             for answer in answers:
                 assert answer.score == pytest.approx(likelihood(model, begun, answer.ids) / len(answer.ids), abs=1e-5)
 
 
-def likelihood(model: Transformer, begun: dict[str, Any], ids: list[int]) -> float:
+def likelihood(model: Transformer, begun: Prompts, ids: list[int]) -> float:
     """The summed log-probability of ids after what decoding begins with, by one pass without a cache."""
-    prompt = begun["prompt"][0].tolist()
+    prompt = begun.ids[0].tolist()
     with torch.no_grad():
-        logits = model(torch.tensor([prompt + ids]), source=begun.get("source")).logits[0]
+        logits = model(torch.tensor([prompt + ids]), source=begun.source).logits[0]
     shares = logits[len(prompt) - 1 : -1].log_softmax(-1)
     return float(shares[torch.arange(len(ids)), torch.tensor(ids)].sum())
 
 
 @torch.no_grad()
-def diverse(model: Transformer, begun: dict[str, Any], settings: Settings) -> list[tuple[float, list[int]]]:
+def diverse(model: Transformer, begun: Prompts, settings: Settings) -> list[tuple[float, list[int]]]:
     """The definition of diverse beam search, in plain Python, every text read anew: the answers with their scores."""
-    prompt, width = begun["prompt"][0].tolist(), settings.beams // settings.beam_groups
+    prompt, width = begun.ids[0].tolist(), settings.beams // settings.beam_groups
     groups: list[list[tuple[float, list[int]]]] = [[(0.0, [])] for _ in range(settings.beam_groups)]
     answers: list[list[tuple[float, list[int]]]] = [[] for _ in groups]
     over = [False] * len(groups)
@@ -134,7 +134,7 @@ def diverse(model: Transformer, begun: dict[str, Any], settings: Settings) -> li
                 continue
             continuations = []
             for score, ids in beams:
-                logits = model(torch.tensor([prompt + ids]), source=begun.get("source")).logits[0, -1].float()
+                logits = model(torch.tensor([prompt + ids]), source=begun.source).logits[0, -1].float()
                 for token, share in enumerate(logits.log_softmax(-1).tolist()):
                     continuations.append((score + share - settings.diversity_penalty * said[token], [*ids, token]))
             continuations.sort(reverse=True)
@@ -168,14 +168,14 @@ def test_diverse_groups_find_what_their_definition_finds(shape: str) -> None:
             start=5,
         )
         ids, valid = left_padded(rows, 0, "cpu")
-        together = search(model, settings=chosen, **model.beginning(ids, valid, chosen))
+        together = search(model, model.beginning(ids, valid, chosen), chosen)
         one_group = chosen.model_copy(update={"beam_groups": 1, "diversity_penalty": 0.0})
         for row, answers in zip(rows, together, strict=True):
             begun = model.beginning(torch.tensor([row]), None, chosen)
             wanted = diverse(model, begun, chosen)
             assert [answer.ids for answer in answers] == [ids for _, ids in wanted]
             assert [answer.score for answer in answers] == pytest.approx([score for score, _ in wanted], abs=1e-4)
-            plain = search(model, settings=one_group, **begun)[0]
+            plain = search(model, begun, one_group)[0]
             differs += [answer.ids for answer in plain] != [answer.ids for answer in answers]
             early += any(len(answer.ids) < 6 for answer in answers)
     assert differs > 6 and early > 3
@@ -186,9 +186,9 @@ def test_groups_begin_differently_where_saying_the_same_costs_most() -> None:
     one."""
     model, prompt = odd(1), torch.tensor([[1, 2, 3]])
     how = {"beams": 5, "beam_groups": 5, "answers": 5, "max_new_tokens": 4}
-    found = search(model, prompt, Settings(diversity_penalty=1000.0, **how))[0]
+    found = search(model, Prompts(prompt), Settings(diversity_penalty=1000.0, **how))[0]
     assert len({answer.ids[0] for answer in found}) == 5
-    alike = search(model, prompt, Settings(diversity_penalty=1e-9, **how))[0]
+    alike = search(model, Prompts(prompt), Settings(diversity_penalty=1e-9, **how))[0]
     assert len({tuple(answer.ids) for answer in alike}) == 1
 
 
@@ -197,7 +197,7 @@ def test_what_is_forced_costs_no_group_anything() -> None:
     the tokens between are, less the penalties for those alone."""
     model = odd(1)
     how = {"beams": 3, "beam_groups": 3, "answers": 3, "max_new_tokens": 3, "forced_bos": 7, "forced_eos": (4,)}
-    found = search(model, torch.tensor([[1]]), Settings(diversity_penalty=1000.0, **how))[0]
+    found = search(model, Prompts(torch.tensor([[1]])), Settings(diversity_penalty=1000.0, **how))[0]
     assert [(answer.ids[0], answer.ids[2]) for answer in found] == [(7, 4)] * 3
     assert len({answer.ids[1] for answer in found}) == 3
     assert [answer.score for answer in found] == [pytest.approx(each.tokens[1].logprob / 3, abs=1e-4) for each in found]
@@ -208,9 +208,9 @@ def test_as_wide_as_all_texts_it_finds_the_likeliest() -> None:
     described = families.llama("tiny", vocab_size=6, initializer_range=0.5)  # type: ignore[attr-defined]
     model = build(described, dtype=torch.float64, seed=1).eval()
     prompt = torch.tensor([[1, 2]])
-    answers = search(model, prompt, Settings(beams=216, answers=10, max_new_tokens=3))[0]
+    answers = search(model, Prompts(prompt), Settings(beams=216, answers=10, max_new_tokens=3))[0]
     every = [list(ids) for ids in itertools.product(range(6), repeat=3)]
-    wanted = sorted(every, key=lambda ids: -likelihood(model, {"prompt": prompt}, ids))[:10]
+    wanted = sorted(every, key=lambda ids: -likelihood(model, Prompts(prompt), ids))[:10]
     assert [answer.ids for answer in answers] == wanted
 
 
@@ -218,7 +218,7 @@ def test_one_beam_is_greedy() -> None:
     """The search itself, one beam wide, ends where greedy does when it may not look back."""
     for seed in range(5):
         model, prompt = odd(seed), torch.tensor([[1, 2, 3]])
-        answer = search(model, prompt, Settings(max_new_tokens=8, eos=(4,), early_stopping=True))[0][0]
+        answer = search(model, Prompts(prompt), Settings(max_new_tokens=8, eos=(4,), early_stopping=True))[0][0]
         assert [answer.ids] == model.generate(prompt, max_new_tokens=8, eos=4).tolist()
 
 
@@ -243,7 +243,7 @@ def test_what_is_over_leaves_the_batch() -> None:
         model = Counted(odd(seed))
         prompts = torch.tensor([[draw.randrange(VOCABULARY) for _ in range(4)] for _ in range(5)])
         how = Settings(beams=2, max_new_tokens=12, eos=tuple(draw.sample(range(VOCABULARY), 8)), early_stopping=True)
-        search(model, prompts, how)
+        search(model, Prompts(prompts), how)
         assert model.rows[0] == 5 and model.rows[1:] == sorted(model.rows[1:], reverse=True)
         assert len(model.rows) <= 12 and all(rows % 2 == 0 for rows in model.rows[1:])
         shrank |= len(set(model.rows[1:])) > 1
@@ -291,7 +291,7 @@ def test_a_vocabulary_smaller_than_the_beams() -> None:
     """Of fewer texts than beams there are as many answers; the rows that generate gives for the others are empty."""
     described = families.llama("tiny", vocab_size=3)  # type: ignore[attr-defined]
     model = build(described, seed=1).eval()
-    answers = search(model, torch.tensor([[1]]), Settings(beams=5, answers=5, max_new_tokens=1, pad=2))[0]
+    answers = search(model, Prompts(torch.tensor([[1]])), Settings(beams=5, answers=5, max_new_tokens=1, pad=2))[0]
     assert sorted(answer.ids for answer in answers) == [[0], [1], [2]]
     assert all(math.isfinite(answer.score) for answer in answers)
     assert model.generate(torch.tensor([[1]]), beams=5, answers=5, max_new_tokens=1, pad=2).shape == (5, 1)
@@ -311,7 +311,7 @@ def test_draws_of_one_prompt_follow_each_other() -> None:
     """Several answers at a temperature are rows of their own, for which their prompt is read once."""
     model, ids = odd(3), torch.tensor([[1, 2], [3, 4]])
     counted = Counted(model)
-    list(choices(counted, ids, Settings(temperature=2.0, max_new_tokens=8), draws=3))
+    list(choices(counted, Prompts(ids), Settings(temperature=2.0, max_new_tokens=8), draws=3))
     assert counted.rows == [2, *[6] * 7]
     drawn = model.generate(ids, temperature=2.0, answers=3, max_new_tokens=8, seed=1)
     assert drawn.shape == (6, 8) and len({tuple(row) for row in drawn.tolist()}) > 3

@@ -16,7 +16,7 @@ from vocabularies import lines, sentencepiece_model
 
 from anyformer import spec, text
 from anyformer.errors import InputError
-from anyformer.generation import Settings, left_padded, steps, until_end
+from anyformer.generation import Prompts, Settings, left_padded, steps, until_end
 from anyformer.generation.constraints import Constraint, constraint_of
 from anyformer.model import Transformer, build
 from anyformer.text import Tokenizer
@@ -75,7 +75,7 @@ def answers(tokenizer: Tokenizer, rows: int, **chosen: Any) -> list[str]:
     model = model_of(tokenizer.vocabulary_size + 7)
     constraint = constraint_of(settings, tokenizer, rows)
     assert constraint is not None
-    found = torch.stack(list(steps(model, prompt, settings, valid=valid, constraint=constraint)), 1).tolist()
+    found = torch.stack(list(steps(model, Prompts(prompt, valid), settings, constraint=constraint)), 1).tolist()
     assert all(end in row for row in found)
     return [tokenizer.decode(until_end(row, [end])) for row in found]
 
@@ -188,7 +188,7 @@ def test_rows_have_constraints_of_their_own() -> None:
     settings = Settings(regex=patterns, eos=256, pad=99, temperature=1.0, answers=2, seed=1)
     constraint = constraint_of(settings, tokenizer, 6)
     ids = torch.stack(
-        list(steps(model_of(300), torch.ones(6, 2, dtype=torch.long), settings, constraint=constraint)), 1
+        list(steps(model_of(300), Prompts(torch.ones(6, 2, dtype=torch.long)), settings, constraint=constraint)), 1
     )
     found = [tokenizer.decode(until_end(row, [256])) for row in ids.tolist()]
     assert all(re.fullmatch(patterns[row // 2], answer) for row, answer in enumerate(found))
@@ -286,7 +286,7 @@ def test_what_cannot_be_followed_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     settings = Settings(regex="ab", eos=256, bad_words=((97,),), max_new_tokens=3)
     constraint = constraint_of(settings, text.byte_level(), 1)
     with pytest.raises(InputError, match=r"the constraint does not allow token .* take back forced_bos or bad_words"):
-        list(steps(model_of(300), torch.ones(1, 2, dtype=torch.long), settings, constraint=constraint))
+        list(steps(model_of(300), Prompts(torch.ones(1, 2, dtype=torch.long)), settings, constraint=constraint))
     with pytest.raises(
         InputError, match="an answer follows one constraint: give one of json_schema, regex and grammar"
     ):

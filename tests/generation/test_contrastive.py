@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from anyformer import families
-from anyformer.generation import Settings, left_padded
+from anyformer.generation import Prompts, Settings, left_padded
 from anyformer.generation.contrastive import contrastive_search, worth
 from anyformer.model import Transformer, build
 
@@ -99,7 +99,7 @@ def test_the_prompt_is_read_once() -> None:
         return forward(tokens, *args, **how)
 
     model.next_states = counted  # type: ignore[method-assign]
-    list(contrastive_search(model, torch.ones(2, 5, dtype=torch.long), Settings(penalty_alpha=0.5, top_k=3)))
+    list(contrastive_search(model, Prompts(torch.ones(2, 5, dtype=torch.long)), Settings(penalty_alpha=0.5, top_k=3)))
     assert calls == [[2, 5], *[[6, 1]] * 64]
 
 

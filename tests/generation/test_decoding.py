@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anyformer import families, spec
 from anyformer.errors import InputError
-from anyformer.generation import Settings, decoding, left_padded, steps
+from anyformer.generation import Prompts, Settings, decoding, left_padded, steps
 from anyformer.model import Transformer, build, load
 from anyformer.text import byte_level
 
@@ -112,7 +112,7 @@ def test_a_prompt_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("anyformer.planning.pieces.MOST", size)
         assert torch.equal(model.generate(ids, valid=valid, max_new_tokens=5), wanted)
         both = odd(1, "encoder-decoder")
-        found = list(steps(both, torch.tensor([[5, 6, 7]]), Settings(max_new_tokens=4), source=ids[:1]))
+        found = list(steps(both, Prompts(torch.tensor([[5, 6, 7]]), source=ids[:1]), Settings(max_new_tokens=4)))
         assert [int(step) for step in found] == without_cache(both, [5, 6, 7], 4, ids[:1])
 
 
@@ -129,7 +129,7 @@ def test_a_prompt_that_is_seen_both_ways_is_read_whole(monkeypatch: pytest.Monke
     ids, valid = left_padded([list(range(1, 12)), [12, 13, 14, 15, 16]], 0, "cpu")
     assert valid is not None
     with torch.no_grad():
-        logits = decoding.read(model, ids, model.new_cache(2), valid=valid)
+        logits = decoding.read(model, Prompts(ids, valid), model.new_cache(2))
         for row, real, found in zip(ids, valid, logits):
             alone = model(row[real][None], prefix=real.sum()[None]).logits[0, -1]
             torch.testing.assert_close(found, alone)
@@ -140,10 +140,11 @@ def test_a_conversation_goes_on_where_it_stopped() -> None:
     of generation, too."""
     model = odd(2)
     cache = model.new_cache(1)
-    first = [int(step) for step in steps(model, torch.tensor([[1, 2, 3]]), Settings(max_new_tokens=4), cache=cache)]
+    four = Settings(max_new_tokens=4)
+    first = [int(step) for step in steps(model, Prompts(torch.tensor([[1, 2, 3]])), four, cache=cache)]
     said = [1, 2, 3, *first]
     then = [first[-1], 7, 8]
-    second = [int(step) for step in steps(model, torch.tensor([then]), Settings(max_new_tokens=4), cache=cache)]
+    second = [int(step) for step in steps(model, Prompts(torch.tensor([then])), four, cache=cache)]
     assert second == without_cache(model, [*said, 7, 8], 4)
     out = model(torch.tensor([[second[-1]]]), cache=cache).logits
     assert int(out[0, -1].argmax()) == without_cache(model, [*said, 7, 8, *second], 1)[0]
@@ -248,8 +249,8 @@ def test_a_prompt_of_several_tokens_has_begun() -> None:
     assert model.generate(torch.tensor([[1]]), max_new_tokens=50, **short)[0, [0, -1]].tolist() == [5, 6]
     assert model.generate(torch.tensor([[1]]), max_new_tokens=1, **short).tolist() == [[6]]
     cache = model.new_cache(1)
-    list(steps(model, torch.tensor([[1, 2]]), Settings(max_new_tokens=2), cache=cache))
-    goes_on = list(steps(model, torch.tensor([[3]]), Settings(max_new_tokens=1, forced_bos=5), cache=cache))
+    list(steps(model, Prompts(torch.tensor([[1, 2]])), Settings(max_new_tokens=2), cache=cache))
+    goes_on = list(steps(model, Prompts(torch.tensor([[3]])), Settings(max_new_tokens=1, forced_bos=5), cache=cache))
     assert int(goes_on[0]) != 5
 
 

@@ -7,7 +7,7 @@ import torch
 
 from anyformer import families, machine, planning
 from anyformer.errors import InputError
-from anyformer.generation import Settings, search, steps
+from anyformer.generation import Prompts, Settings, search, steps
 from anyformer.model import Transformer, build
 
 
@@ -30,9 +30,9 @@ def test_a_prompt_beyond_memory_is_refused(small: None, monkeypatch: pytest.Monk
     prompt = torch.ones(1, 101, dtype=torch.long)
     said = r"101 tokens need .* GB for keys and values in float32.*at most 100 tokens, load the model in bfloat16"
     with pytest.raises(InputError, match=said):
-        next(iter(steps(model, prompt, Settings(max_new_tokens=1))))
+        next(iter(steps(model, Prompts(prompt), Settings(max_new_tokens=1))))
     with pytest.raises(InputError, match="give at most"):
-        search(model, prompt, Settings(max_new_tokens=1, beams=2))
+        search(model, Prompts(prompt), Settings(max_new_tokens=1, beams=2))
     with pytest.raises(InputError, match=r"2 prompts of 60 tokens.*or fewer prompts at a time"):
         model.generate(torch.ones(2, 60, dtype=torch.long), max_new_tokens=1)
 
@@ -42,8 +42,8 @@ def test_what_fits_is_read(small: None) -> None:
     model = built("llama")
     prompt = torch.ones(1, 100, dtype=torch.long)
     cache = model.new_cache(1)
-    assert len(list(steps(model, prompt, Settings(max_new_tokens=1), cache=cache))) == 1
-    assert len(list(steps(model, prompt[:, :80], Settings(max_new_tokens=1), cache=cache))) == 1
+    assert len(list(steps(model, Prompts(prompt), Settings(max_new_tokens=1), cache=cache))) == 1
+    assert len(list(steps(model, Prompts(prompt[:, :80]), Settings(max_new_tokens=1), cache=cache))) == 1
 
 
 def test_in_8_bits_more_fits(small: None) -> None:
@@ -83,10 +83,11 @@ def test_copies_of_a_prompt_are_counted(small: None) -> None:
 def test_a_window_always_fits(small: None) -> None:
     """Its ring does not grow with the prompt."""
     model = built("mistral", sliding_window=8)
-    assert len(list(steps(model, torch.ones(1, 3000, dtype=torch.long), Settings(max_new_tokens=1)))) == 1
+    assert len(list(steps(model, Prompts(torch.ones(1, 3000, dtype=torch.long)), Settings(max_new_tokens=1)))) == 1
 
 
 def test_nothing_is_refused_where_memory_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that says nothing is believed to have room."""
     monkeypatch.setattr(machine, "available", lambda device: None)
-    assert len(list(steps(built("llama"), torch.ones(1, 50, dtype=torch.long), Settings(max_new_tokens=1)))) == 1
+    prompt = torch.ones(1, 50, dtype=torch.long)
+    assert len(list(steps(built("llama"), Prompts(prompt), Settings(max_new_tokens=1)))) == 1

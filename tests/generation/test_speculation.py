@@ -16,13 +16,13 @@ from torch import Tensor
 
 from anyformer import spec, text
 from anyformer.errors import InputError
-from anyformer.generation import Settings, left_padded, speculation, steps, until_end
-from anyformer.generation.constraints import constraint_of
+from anyformer.generation import Prompts, Settings, left_padded, speculation, steps, until_end
+from anyformer.generation.constraints import Constraint, constraint_of
 from anyformer.generation.decoding import choices
 from anyformer.generation.drafting import LONGEST_MATCH, Past, Proposal
 from anyformer.generation.penalties import Said
 from anyformer.generation.sampling import distribution
-from anyformer.generation.speculation import Tally, accepted, speculate
+from anyformer.generation.speculation import Speculation, Tally, accepted, speculate
 from anyformer.model import Transformer, build
 
 VOCABULARY = 37
@@ -33,23 +33,32 @@ def odd(seed: int, shape: str = "decoder") -> Transformer:
     return build(odd_model(random.Random(f"{seed} {shape}"), shape), dtype=torch.float64, seed=seed).eval()
 
 
-def begun(seed: int, shape: str, rows: int = 3) -> dict[str, Any]:
+def begun(seed: int, shape: str, rows: int = 3) -> Prompts:
     """Ragged prompts; of an encoder-decoder, sources, and a start token."""
     draw = random.Random(seed)
     ids, valid = left_padded(
         [[draw.randrange(VOCABULARY) for _ in range(draw.randint(1, 9))] for _ in range(rows)], 0, "cpu"
     )
     if shape == "decoder":
-        return {"prompt": ids, "valid": valid}
-    return {"prompt": torch.full((rows, 1), 5), "source": ids, "source_valid": valid}
+        return Prompts(ids, valid)
+    return Prompts(torch.full((rows, 1), 5), source=ids, source_valid=valid)
 
 
-def plainly(model: Transformer, settings: Settings, **begun: Any) -> list[list[int]]:
-    return torch.stack(list(steps(model, settings=settings, **begun)), 1).tolist()
+def plainly(
+    model: Transformer, prompts: Prompts, settings: Settings, constraint: Constraint | None = None
+) -> list[list[int]]:
+    return torch.stack(list(steps(model, prompts, settings, constraint=constraint)), 1).tolist()
 
 
-def speculatively(model: Transformer, settings: Settings, **begun: Any) -> list[list[int]]:
-    return torch.stack([step.ids_B for step in speculate(model, settings=settings, **begun)], 1).tolist()
+def speculatively(
+    model: Transformer,
+    prompts: Prompts,
+    settings: Settings,
+    constraint: Constraint | None = None,
+    **how: Any,
+) -> list[list[int]]:
+    found = speculate(model, prompts, settings, Speculation(**how), constraint=constraint)
+    return torch.stack([step.ids_B for step in found], 1).tolist()
 
 
 @pytest.mark.parametrize("shape", ["decoder", "encoder-decoder"])
@@ -59,7 +68,7 @@ def test_greedily_the_tokens_are_the_models_own(shape: str) -> None:
     all is never turned down."""
     for seed in range(4):
         model, start = odd(seed, shape), begun(seed, shape)
-        end = plainly(model, Settings(max_new_tokens=16), **start)[0][-3]
+        end = plainly(model, start, Settings(max_new_tokens=16))[0][-3]
         variants: list[dict[str, Any]] = [
             {"eos": (end,), "pad": 36},
             {"repetition_penalty": 1.4, "frequency_penalty": 0.3},
@@ -67,10 +76,10 @@ def test_greedily_the_tokens_are_the_models_own(shape: str) -> None:
         ]
         for variant in ({}, variants[seed % 3]):
             settings = Settings(max_new_tokens=16, prompt_lookup=5, **variant)
-            wanted = plainly(model, settings, **start)
+            wanted = plainly(model, start, settings)
             for draft in (None, odd(seed + 100, shape), model):
                 tally = Tally()
-                assert speculatively(model, settings, draft=draft, tally=tally, **start) == wanted, (seed, variant)
+                assert speculatively(model, start, settings, draft=draft, tally=tally) == wanted, (seed, variant)
                 assert tally.acceptance in (None, 1.0) or draft is not model
                 assert tally.said == sum(
                     len(until_end(row, settings.eos)) + (end in row) * ("eos" in variant) for row in wanted
@@ -80,7 +89,8 @@ def test_greedily_the_tokens_are_the_models_own(shape: str) -> None:
 def test_what_the_model_had_said_is_handed_on() -> None:
     """The logits of each step are those of plain decoding, whatever pace the rows have."""
     model, start, settings = odd(3), begun(3, "decoder"), Settings(max_new_tokens=15, prompt_lookup=4)
-    pairs = zip(choices(model, settings=settings, **start), speculate(model, settings=settings, **start), strict=True)
+    found = speculate(model, start, settings, Speculation())
+    pairs = zip(choices(model, start, settings), found, strict=True)
     assert all(torch.allclose(plain.logits_BV, found.logits_BV, atol=1e-10) for plain, found in pairs)
 
 
@@ -88,7 +98,7 @@ def test_passes_are_saved() -> None:
     """A text that repeats itself takes a fraction of the passes; one that never does, no more than plain decoding."""
     model, tally = odd(8), Tally()
     settings = Settings(max_new_tokens=50, prompt_lookup=10)
-    said = speculatively(model, settings, prompt=torch.tensor([[1, 2, 3]]), tally=tally)[0]
+    said = speculatively(model, Prompts(torch.tensor([[1, 2, 3]])), settings, tally=tally)[0]
     assert len(set(said[10:])) < 5, "this model turns in circles"
     assert tally.passes < 20 and tally.said == 50 and tally.accepted == 50 - tally.passes
 
@@ -103,10 +113,11 @@ def test_a_conversation_goes_on_where_it_stopped() -> None:
             said += prompt
             if model.positions is not None and len(said) + 24 > model.positions:
                 break
-            found = speculate(model, torch.tensor([prompt]), settings, cache=cache, past=said[: -len(prompt)])
+            past = Speculation(past=said[: -len(prompt)])
+            found = speculate(model, Prompts(torch.tensor([prompt])), settings, past, cache=cache)
             new = [int(step.ids_B) for step, _ in zip(found, range(follows))]
             found.close()  # type: ignore[attr-defined]
-            assert new == plainly(model, plain, prompt=torch.tensor([said]))[0][:follows]
+            assert new == plainly(model, Prompts(torch.tensor([said])), plain)[0][:follows]
             cache.truncate([len(said) + len(new) - 1])
             said, prompt = said + new[:-1], [new[-1], 7, 1, 2]
     assert cache.length
@@ -137,8 +148,8 @@ def test_no_pass_crosses_a_change_of_the_angles() -> None:
     """Where the length reached changes what all tokens come to, proposals stop before: the tokens stay the same."""
     model, settings = stretched(), Settings(max_new_tokens=30, prompt_lookup=8)
     for seed in range(5):
-        prompt = torch.randint(VOCABULARY, (1, 4), generator=torch.Generator().manual_seed(seed))
-        assert speculatively(model, settings, prompt=prompt, draft=model) == plainly(model, settings, prompt=prompt)
+        prompt = Prompts(torch.randint(VOCABULARY, (1, 4), generator=torch.Generator().manual_seed(seed)))
+        assert speculatively(model, prompt, settings, draft=model) == plainly(model, prompt, settings)
 
 
 def small(seed: int, vocabulary: int = 3, std: float = 0.5) -> Transformer:
@@ -185,9 +196,8 @@ def drawn(settings: Settings, lookup: bool, rows: int = 2000) -> tuple[float, fl
     """Chi-square and its bound for answers of four tokens, drawn speculatively; the share that was accepted."""
     model, prompt = small(0), [0, 1, 2, 2, 0, 1]
     settings = settings.model_copy(update={"max_new_tokens": 4, "seed": 7, "prompt_lookup": 3})
-    begun = {"prompt": torch.tensor([prompt]).expand(rows, -1), "draft": None if lookup else small(2)}
-    tally = Tally()
-    found = speculatively(model, settings, tally=tally, **begun)
+    prompts, draft, tally = Prompts(torch.tensor([prompt]).expand(rows, -1)), None if lookup else small(2), Tally()
+    found = speculatively(model, prompts, settings, draft=draft, tally=tally)
     return *surprise(Counter(map(tuple, found)), enumerated(model, prompt, settings, 4), rows), tally.acceptance or 0.0
 
 
@@ -244,22 +254,21 @@ def test_a_row_draws_the_same_whatever_shares_its_batch() -> None:
         model, start = odd(1, shape), begun(1, shape)
         for draft in (None, odd(2, shape)):
             settings = Settings(temperature=0.8, max_new_tokens=12, prompt_lookup=4, seed=(3, 1, 4))
-            together = speculatively(model, settings, draft=draft, **start)
+            together = speculatively(model, start, settings, draft=draft)
             for row, seed in enumerate((3, 1, 4)):
-                alone = {name: None if given is None else given[row : row + 1] for name, given in start.items()}
                 settings = settings.model_copy(update={"seed": seed})
-                assert speculatively(model, settings, draft=draft, **alone) == [together[row]]
+                assert speculatively(model, start.of_rows([row]), settings, draft=draft) == [together[row]]
 
 
 def test_a_draft_may_have_a_padded_vocabulary() -> None:
     """Tokens that only one of the two models has are never said, and never proposed to one that has them not."""
     for sizes in ((11, 16), (16, 11)):
         model, draft = small(0, sizes[0]), small(1, sizes[1])
-        prompt = torch.randint(11, (3, 5), generator=torch.Generator().manual_seed(0))
+        prompts = Prompts(torch.randint(11, (3, 5), generator=torch.Generator().manual_seed(0)))
         settings = Settings(max_new_tokens=12, bad_words=tuple((id,) for id in range(11, 16)))
-        assert speculatively(model, settings, prompt=prompt, draft=draft) == plainly(model, settings, prompt=prompt)
+        assert speculatively(model, prompts, settings, draft=draft) == plainly(model, prompts, settings)
         settings = settings.model_copy(update={"temperature": 1.0, "seed": 0})
-        assert max(map(max, speculatively(model, settings, prompt=prompt, draft=draft))) < 11
+        assert max(map(max, speculatively(model, prompts, settings, draft=draft))) < 11
 
 
 def test_learned_positions_bound_both_models() -> None:
@@ -276,29 +285,27 @@ def test_learned_positions_bound_both_models() -> None:
         ).eval()
 
     model, settings = learned(24, 0), Settings(max_new_tokens=99)
-    prompt, valid = left_padded([[1, 2, 3, 4, 5], [6]], 0, "cpu")
+    prompts = Prompts(*left_padded([[1, 2, 3, 4, 5], [6]], 0, "cpu"))
     for size in (24, 12, 5):
         for draft in (learned(size, 1), model):
-            found = speculatively(model, settings, prompt=prompt, valid=valid, draft=draft)
-            assert found == plainly(model, settings, prompt=prompt, valid=valid)
+            found = speculatively(model, prompts, settings, draft=draft)
+            assert found == plainly(model, prompts, settings)
     assert len(found[0]) == 20
 
 
 def test_a_constraint_holds_for_what_is_proposed() -> None:
     """Greedily, what plain decoding says under the same constraint; drawn, answers that match."""
     tokenizer, model = text.byte_level(), small(0, 300)
-    prompt = torch.tensor([list(b"abc abd abc ab"), list(b"0123 0123 0123")])
+    prompts = Prompts(torch.tensor([list(b"abc abd abc ab"), list(b"0123 0123 0123")]))
     for draft in (None, small(1, 300)):
         settings = Settings(regex="(abc|abd| ){3,9}", eos=256, max_new_tokens=40, prompt_lookup=6)
         found = [
-            how(model, settings, prompt=prompt, constraint=constraint_of(settings, tokenizer, 2), **more)
+            how(model, prompts, settings, constraint_of(settings, tokenizer, 2), **more)
             for how, more in ((plainly, {}), (speculatively, {"draft": draft}))
         ]
         assert found[0] == found[1]
         settings = settings.model_copy(update={"temperature": 1.0, "seed": 0})
-        drawn = speculatively(
-            model, settings, prompt=prompt, draft=draft, constraint=constraint_of(settings, tokenizer, 2)
-        )
+        drawn = speculatively(model, prompts, settings, constraint_of(settings, tokenizer, 2), draft=draft)
         for row in drawn:
             answer = tokenizer.decode(until_end(row, [256]))
             assert 256 in row and set(answer.replace("abc", "").replace("abd", "")) <= {" "} and len(answer) >= 3

@@ -54,7 +54,7 @@ class Conversation:
         in the conversation; a message that cannot be read at all does not."""
         import torch
 
-        from anyformer.generation import Writing, decode
+        from anyformer.generation import Prompts, Speculation, Writing, decode
 
         tokenizer = self.model.tokenizer
         assert tokenizer is not None
@@ -62,10 +62,11 @@ class Conversation:
         messages = [*self.messages, {"role": "user", "content": text}]
         ids = tokenizer.encode(tokenizer.chat(messages), special=False)
         unread = self._unread(ids, chosen.prompt_lookup, chosen.quantize_cache)
-        prompt, past = torch.tensor([unread], device=self.model.device), ids[: -len(unread)]
+        prompts = Prompts(torch.tensor([unread], device=self.model.device))
+        speculation = Speculation(past=ids[: -len(unread)])
         row, pieces, whole = Writing(chosen, tokenizer), [], False
         try:
-            for step in decode(self.model, chosen, tokenizer, cache=self.cache, past=past, prompt=prompt):
+            for step in decode(self.model, prompts, chosen, tokenizer, cache=self.cache, speculation=speculation):
                 ids.append(int(step.ids_B))
                 pieces.append(row.push(ids[-1]))
                 yield pieces[-1]

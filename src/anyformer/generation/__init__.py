@@ -3,15 +3,18 @@
 from anyformer.generation.answer import Answer, Token
 from anyformer.generation.answering import answers, decode, stream
 from anyformer.generation.beam import search
-from anyformer.generation.decoding import Decoder, left_padded, steps, until_end
+from anyformer.generation.decoding import Decoder, steps, until_end
+from anyformer.generation.prompts import Prompts, left_padded
 from anyformer.generation.settings import Settings
-from anyformer.generation.speculation import Tally
+from anyformer.generation.speculation import Speculation, Tally
 from anyformer.generation.stopping import Writing, with_marks
 
 __all__ = [
     "Answer",
     "Decoder",
+    "Prompts",
     "Settings",
+    "Speculation",
     "Tally",
     "Token",
     "Writing",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from anyformer.errors import InputError
 from anyformer.generation.answer import Answer, Token
@@ -12,11 +12,11 @@ from anyformer.generation.beam import Hypothesis, search
 from anyformer.generation.constraints import Constraint, constraint_of
 from anyformer.generation.contrastive import Thinker, contrastive_search
 from anyformer.generation.decoding import Step, choices
-from anyformer.generation.drafting import Drafter
-from anyformer.generation.invariance import Begun, groups, of_rows, side_by_side
+from anyformer.generation.invariance import groups, side_by_side
+from anyformer.generation.prompts import Prompts
 from anyformer.generation.sampling import seeds_of
 from anyformer.generation.settings import Settings
-from anyformer.generation.speculation import Tally, Verifier, speculate
+from anyformer.generation.speculation import Speculation, Verifier, speculate
 from anyformer.generation.stopping import Writing, written
 from anyformer.parts.cache import Cache
 from anyformer.text import Tokenizer
@@ -28,79 +28,73 @@ class Speaker(Thinker, Verifier, Protocol):
 
 def decode(
     model: Speaker,
+    prompts: Prompts,
     settings: Settings,
     tokenizer: Tokenizer | None,
     *,
     cache: Cache | None = None,
-    draft: Drafter | None = None,
-    tally: Tally | None = None,
-    past: Sequence[int] = (),
-    **begun: Any,
+    speculation: Speculation | None = None,
 ) -> Iterator[Step]:
-    """The steps of `settings.answers` answers to each prompt: those of `choices`, of `speculate` (with a `draft`, or by
-    prompt lookup, also in the `past` that a cache has read), or of `contrastive_search`. `begun` is what they begin
-    with. Raises `InputError` where a cache is given that cannot be continued."""
-    rows = len(begun["prompt"]) * settings.answers
+    """The steps of `settings.answers` answers to each prompt: those of `choices`, of `speculate` (with a draft, or by
+    prompt lookup), or of `contrastive_search`. Raises `InputError` where a cache is given that cannot be continued."""
+    rows = len(prompts) * settings.answers
     constraint = constraint_of(settings, tokenizer, rows)
-    ways = {"draft": draft, "tally": tally, "past": past}
+    speculation = speculation or Speculation()
     if not settings.batch_invariant:
-        return _decode(model, settings, constraint, cache, **ways, **begun)
+        return _decode(model, prompts, settings, speculation, constraint, cache)
     if cache is None:
-        return _apart(model, settings, constraint, **ways, **_each(begun, settings.answers))
+        return _apart(model, prompts.each(settings.answers), settings, speculation, constraint)
     if rows > 1:
         raise InputError("rows of one cache depend on each other; continue one at a time, or leave batch_invariant out")
-    return _decode(model, settings, constraint, cache, **ways, **begun)
+    return _decode(model, prompts, settings, speculation, constraint, cache)
 
 
-def _apart(model: Speaker, settings: Settings, constraint: Constraint | None, **given: Any) -> Iterator[Step]:
+def _apart(
+    model: Speaker, prompts: Prompts, settings: Settings, speculation: Speculation, constraint: Constraint | None
+) -> Iterator[Step]:
     """The steps of one answer to each prompt, in groups whose rows do not depend on each other."""
-    ways = {name: given.pop(name) for name in ("draft", "tally", "past")}
-    alone = ways["draft"] is not None or settings.prompt_lookup > 0 or settings.penalty_alpha > 0
-    together, seeds = groups(model, settings, given, alone=alone), seeds_of(settings.seed, len(given["prompt"]))
+    alone = speculation.draft is not None or settings.prompt_lookup > 0 or settings.penalty_alpha > 0
+    together, seeds = groups(model, settings, prompts, alone=alone), seeds_of(settings.seed, len(prompts))
     runs = []
     for rows in together:
         own = settings.model_copy(update={"answers": 1, "seed": tuple(seeds[row] for row in rows)})
         its = None if constraint is None else constraint.of_rows(rows)
-        runs.append(_decode(model, own, its, None, **ways, **of_rows(given, rows)))
+        runs.append(_decode(model, prompts.of_rows(rows), own, speculation, its, None))
     return side_by_side(runs, together, settings.filler)
-
-
-def _each(begun: Begun, times: int) -> dict[str, Any]:
-    """What decoding begins with, of each prompt so many times."""
-    return {name: None if each is None else each.repeat_interleave(times, 0) for name, each in begun.items()}
 
 
 def _decode(
     model: Speaker,
+    prompts: Prompts,
     settings: Settings,
+    speculation: Speculation,
     constraint: Constraint | None,
     cache: Cache | None,
-    *,
-    draft: Drafter | None,
-    tally: Tally | None,
-    past: Sequence[int],
-    **begun: Any,
 ) -> Iterator[Step]:
     """The steps of one batch."""
     draws = settings.answers
-    if draft is not None or settings.prompt_lookup:
-        speculation = {"draft": draft, "tally": tally, "past": past}
-        begun = _each(begun, draws)
-        return speculate(model, settings=settings, cache=cache, constraint=constraint, **speculation, **begun)
+    if speculation.draft is not None or settings.prompt_lookup:
+        return speculate(model, prompts.each(draws), settings, speculation, cache=cache, constraint=constraint)
     if settings.penalty_alpha > 0:
         if cache is not None:
             raise InputError("contrastive search continues no cache; set penalty_alpha=0")
-        return contrastive_search(model, settings=settings, constraint=constraint, **begun)
-    return choices(model, settings=settings, cache=cache, constraint=constraint, draws=draws, **begun)
+        return contrastive_search(model, prompts, settings, constraint=constraint)
+    return choices(model, prompts, settings, cache=cache, constraint=constraint, draws=draws)
 
 
-def answers(model: Speaker, settings: Settings, tokenizer: Tokenizer | None, **begun: Any) -> list[Answer]:
+def answers(
+    model: Speaker,
+    prompts: Prompts,
+    settings: Settings,
+    tokenizer: Tokenizer | None,
+    speculation: Speculation | None = None,
+) -> list[Answer]:
     """What is answered to each prompt; of beam search the `settings.answers` best, empty ones where it finds fewer."""
     if settings.beams > 1:
-        return _searched(model, settings, tokenizer, **begun)
-    rows = [Writing(settings, tokenizer) for _ in range(len(begun["prompt"]) * settings.answers)]
+        return _searched(model, prompts, settings, tokenizer)
+    rows = [Writing(settings, tokenizer) for _ in range(len(prompts) * settings.answers)]
     tokens: list[list[Token]] = [[] for _ in rows]
-    for step in decode(model, settings, tokenizer, **begun):
+    for step in decode(model, prompts, settings, tokenizer, speculation=speculation):
         for index, (row, said, token) in enumerate(zip(rows, tokens, weighed(step, settings.logprobs))):
             if row.reason is None and index not in step.over:
                 row.push(token.id)
@@ -113,28 +107,26 @@ def answers(model: Speaker, settings: Settings, tokenizer: Tokenizer | None, **b
     return [_answer(row, said, score) for row, said, score in zip(rows, tokens, scores)]
 
 
-def _searched(model: Speaker, settings: Settings, tokenizer: Tokenizer | None, **begun: Any) -> list[Answer]:
+def _searched(model: Speaker, prompts: Prompts, settings: Settings, tokenizer: Tokenizer | None) -> list[Answer]:
     answers = []
-    for found in _searches(model, settings, tokenizer, **begun):
+    for found in _searches(model, prompts, settings, tokenizer):
         answers += [_answer(written(each.ids, settings, tokenizer), each.tokens, each.score) for each in found]
         answers += [Answer("", (), "length", -math.inf)] * (settings.answers - len(found))
     return answers
 
 
 def _searches(
-    model: Speaker, settings: Settings, tokenizer: Tokenizer | None, **begun: Any
+    model: Speaker, prompts: Prompts, settings: Settings, tokenizer: Tokenizer | None
 ) -> Sequence[list[Hypothesis]]:
     """What is found for each prompt."""
-    count = len(begun["prompt"])
-    constraint = constraint_of(settings.model_copy(update={"answers": 1}), tokenizer, count)
+    constraint = constraint_of(settings.model_copy(update={"answers": 1}), tokenizer, len(prompts))
     if not settings.batch_invariant:
-        return search(model, settings=settings, tokenizer=tokenizer, constraint=constraint, **begun)
+        return search(model, prompts, settings, tokenizer=tokenizer, constraint=constraint)
     found: dict[int, list[Hypothesis]] = {}
-    for rows in groups(model, settings, begun):
+    for rows in groups(model, settings, prompts):
         own = None if constraint is None else constraint.of_rows(rows)
-        its = search(model, settings=settings, tokenizer=tokenizer, constraint=own, **of_rows(begun, rows))
-        found.update(zip(rows, its))
-    return [found[row] for row in range(count)]
+        found.update(zip(rows, search(model, prompts.of_rows(rows), settings, tokenizer=tokenizer, constraint=own)))
+    return [found[row] for row in range(len(prompts))]
 
 
 def _answer(row: Writing, tokens: Sequence[Token], score: float) -> Answer:
@@ -143,16 +135,22 @@ def _answer(row: Writing, tokens: Sequence[Token], score: float) -> Answer:
 
 
 def stream(
-    model: Speaker, settings: Settings, tokenizer: Tokenizer, *, cache: Cache | None = None, **begun: Any
+    model: Speaker,
+    prompts: Prompts,
+    settings: Settings,
+    tokenizer: Tokenizer,
+    *,
+    cache: Cache | None = None,
+    speculation: Speculation | None = None,
 ) -> Iterator[list[str]]:
     """What each step adds to each row's text, often nothing to some."""
     if settings.beams > 1:
         if cache is not None:
             raise InputError("beam search continues no cache; set beams=1")
-        yield [answer.text or "" for answer in answers(model, settings, tokenizer, **begun)]
+        yield [answer.text or "" for answer in answers(model, prompts, settings, tokenizer)]
         return
-    rows = [Writing(settings, tokenizer) for _ in range(len(begun["prompt"]) * settings.answers)]
-    for step in decode(model, settings, tokenizer, cache=cache, **begun):
+    rows = [Writing(settings, tokenizer) for _ in range(len(prompts) * settings.answers)]
+    for step in decode(model, prompts, settings, tokenizer, cache=cache, speculation=speculation):
         going = [row.reason is None and index not in step.over for index, row in enumerate(rows)]
         yield [row.push(id) if goes else "" for row, id, goes in zip(rows, step.ids_B.tolist(), going)]
         if all(row.reason for row in rows):

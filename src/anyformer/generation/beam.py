@@ -22,14 +22,15 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from anyformer.generation.answer import Token
-from anyformer.generation.decoding import Constraint, Decoder, begin, checked, most_new
+from anyformer.generation.decoding import Constraint, Decoder, begin, most_new
 from anyformer.generation.penalties import Said
+from anyformer.generation.prompts import Prompts
 from anyformer.generation.settings import Settings
 from anyformer.generation.stopping import written
 from anyformer.text import Tokenizer
@@ -149,29 +150,24 @@ def _at_home(going: Sequence[Candidate]) -> list[Candidate]:
 @torch.no_grad()
 def search(
     model: Decoder,
-    prompt: Tensor,
+    prompts: Prompts,
     settings: Settings,
     *,
-    valid: Tensor | None = None,
-    source: Tensor | None = None,
-    source_valid: Tensor | None = None,
     tokenizer: Tokenizer | None = None,
     constraint: Constraint | None = None,
 ) -> list[list[Hypothesis]]:
-    """The `settings.answers` best answers to each prompt [B, T], the best first (Sutskever et al. 2014, section 3.2).
+    """The `settings.answers` best answers to each prompt, the best first (Sutskever et al. 2014, section 3.2).
 
-    `valid` says which of the prompt is no padding, wherever that stands; source [B, S] is an encoder's; `tokenizer`
-    finds stop strings. What counts as an answer, and when a search is over, is as in transformers. Raises `InputError`
-    where a prompt is longer than the positions that the model has learned.
+    `tokenizer` finds stop strings. What counts as an answer, and when a search is over, is as in transformers. Raises
+    `InputError` where a prompt is longer than the positions that the model has learned.
     """
-    prompt, valid = checked(prompt, valid)
-    lengths = [prompt.shape[1]] * len(prompt) if valid is None else valid.sum(1).tolist()
+    prompts, device = prompts.checked(), prompts.device
+    lengths = [len(row) for row in prompts.rows()]
     searches = [_groups(settings, most_new(model, length, settings), tokenizer) for length in lengths]
     running, width = [each for its in searches for each in its], settings.beams // settings.beam_groups
-    given: dict[str, Any] = {"valid": valid, "source": source, "source_valid": source_valid}
-    cache, logits = begin(model, prompt, settings, **given, copies=settings.beams)
-    said = Said(settings, prompt, valid)
-    side_by_side = torch.arange(len(prompt), device=prompt.device).repeat_interleave(settings.beams)
+    cache, logits = begin(model, prompts, settings, copies=settings.beams)
+    said = Said(settings, prompts.ids, prompts.valid)
+    side_by_side = torch.arange(len(prompts), device=device).repeat_interleave(settings.beams)
     logits = logits[side_by_side]
     cache.reorder(side_by_side)
     said.reorder(side_by_side)
@@ -190,10 +186,10 @@ def search(
             moved = [place for place, row in enumerate(kept) if row != place]
             cache.copy(moved, [kept[place] for place in moved])
         else:
-            cache.reorder(torch.tensor(kept, device=prompt.device))
+            cache.reorder(torch.tensor(kept, device=device))
         running = [running[index] for index in alive]
         forced = [settings.forced(first=False, last=each.is_last) for each in running]
-        ids = torch.tensor([beam[-1].id for each in running for beam in each.beams], device=prompt.device)
+        ids = torch.tensor([beam[-1].id for each in running for beam in each.beams], device=device)
         said.reorder(kept)
         said.add(ids)
         if constraint is not None:

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from anyformer.generation.decoding import Constraint, Decoder, Ends, Step, checked, most_new, pieces
+from anyformer.generation.decoding import Constraint, Decoder, Ends, Step, most_new, pieces
 from anyformer.generation.penalties import Said
+from anyformer.generation.prompts import Prompts
 from anyformer.generation.settings import Settings
 from anyformer.parts.cache import Cache
 
@@ -42,34 +43,27 @@ class Thinker(Decoder, Protocol):
 
 @torch.no_grad()
 def contrastive_search(
-    model: Thinker,
-    prompt: Tensor,
-    settings: Settings,
-    *,
-    valid: Tensor | None = None,
-    source: Tensor | None = None,
-    source_valid: Tensor | None = None,
-    constraint: Constraint | None = None,
+    model: Thinker, prompts: Prompts, settings: Settings, *, constraint: Constraint | None = None
 ) -> Iterator[Step]:
     """Yield what each step chooses by contrast, with α = `penalty_alpha` (Su et al. 2022, "A Contrastive Framework for
     Neural Text Generation", section 3.2); otherwise as `choices` does.
 
     Where the model has learned no position for the last token to be looked at, that is the likeliest.
     """
-    prompt, valid = checked(prompt, valid)
-    rows, length = prompt.shape
+    prompts, device = prompts.checked(), prompts.device
+    rows, length = prompts.ids.shape
     most = most_new(model, length, settings)
-    said, ends = Said(settings, prompt, valid), Ends(settings, rows, prompt.device)
+    said, ends = Said(settings, prompts.ids, prompts.valid), Ends(settings, rows, device)
     cache = model.new_cache(rows, quantize=settings.quantize_cache)
-    read = []
-    for tokens, real in pieces(model, prompt, valid, cache, settings.max_new_tokens, settings.top_k):
-        read.append(model.next_states(tokens, cache, valid=real, source=source, source_valid=source_valid))
-        source = source_valid = None
+    read = [
+        model.next_states(part.ids, cache, valid=part.valid, source=part.source, source_valid=part.source_valid)
+        for part in pieces(model, prompts, cache, settings.max_new_tokens, settings.top_k)
+    ]
     logits = read[-1][0]
     before_BTD = normalize(torch.cat([hidden for _, hidden in read], 1).float(), dim=-1)
-    unread = None if valid is None else ~valid
+    unread = None if prompts.valid is None else ~prompts.valid
     K = min(settings.top_k, logits.shape[-1])
-    row = torch.arange(rows, device=prompt.device)
+    row = torch.arange(rows, device=device)
     cache.reorder(row.repeat_interleave(K))
     for step in range(most):
         forced = settings.forced(first=length + step == 1, last=step == most - 1)

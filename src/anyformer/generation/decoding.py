@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from anyformer.errors import InputError
 from anyformer.generation.fitting import must_fit
 from anyformer.generation.penalties import Said
+from anyformer.generation.prompts import Prompts
 from anyformer.generation.sampling import Draws, next_token
 from anyformer.generation.settings import Settings
 from anyformer.parts.cache import Cache
@@ -73,20 +74,6 @@ class Decoder(Protocol):
     def sees_prefix(self) -> bool:
         """Whether each token of a prompt sees all of it, also what stands behind."""
         ...
-
-
-def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
-    """Ids [B, T] with short rows padded on the left, and which are real (None where all are)."""
-    longest = max(len(row) for row in rows)
-    ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows], device=device)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    valid = torch.arange(longest, device=device)[None] >= longest - lengths[:, None]
-    return ids, None if all(len(row) == longest for row in rows) else valid
-
-
-def unpadded(ids: Tensor, valid: Tensor | None) -> list[list[int]]:
-    """The rows of ids [B, T], those of them that are `valid`."""
-    return ids.tolist() if valid is None else [row[real].tolist() for row, real in zip(ids, valid)]
 
 
 class Constraint(Protocol):
@@ -158,34 +145,29 @@ class Ends:
 @torch.no_grad()
 def choices(
     model: Decoder,
-    prompt: Tensor,
+    prompts: Prompts,
     settings: Settings,
     *,
-    valid: Tensor | None = None,
-    source: Tensor | None = None,
-    source_valid: Tensor | None = None,
     cache: Cache | None = None,
     constraint: Constraint | None = None,
     draws: int = 1,
 ) -> Iterator[Step]:
     """Yield what each step chooses, until all rows have ended or `max_new_tokens` are there.
 
-    prompt [B, T] is what the decoder has read before (with an encoder: its start token); `valid` says which are no
-    padding, wherever that stands. `cache` continues an earlier conversation: the prompt is then only what is new,
-    beginning with the id that was yielded last, which no call has read yet. Each prompt is read once, and continued
-    `draws` times, row after row. Of the settings, those of beam search and contrastive search are passed over. Raises
-    `InputError` where the prompt alone is longer than the positions that the model has learned.
+    `cache` continues an earlier conversation: the prompts are then only what is new, beginning with the id that was
+    yielded last, which no call has read yet. Each prompt is read once, and continued `draws` times, row after row. Of
+    the settings, those of beam search and contrastive search are passed over. Raises `InputError` where a prompt alone
+    is longer than the positions that the model has learned.
     """
-    prompt, valid = checked(prompt, valid)
-    rows, length = len(prompt) * draws, prompt.shape[1]
+    prompts, device = prompts.checked(), prompts.device
+    rows, length = len(prompts) * draws, prompts.ids.shape[1]
     before = 0 if cache is None else cache.length
     begins, most = before + length == 1, most_new(model, before + length, settings)
-    numbers = Draws(settings.seed, rows, prompt.device) if settings.temperature > 0 else None
-    said, ends = Said(settings, prompt, valid), Ends(settings, rows, prompt.device)
-    given: dict[str, Any] = {"valid": valid, "source": source, "source_valid": source_valid}
-    cache, logits = begin(model, prompt, settings, cache, **given, copies=draws)
+    numbers = Draws(settings.seed, rows, device) if settings.temperature > 0 else None
+    said, ends = Said(settings, prompts.ids, prompts.valid), Ends(settings, rows, device)
+    cache, logits = begin(model, prompts, settings, cache, copies=draws)
     if draws > 1:
-        each = torch.arange(len(prompt), device=prompt.device).repeat_interleave(draws)
+        each = torch.arange(len(prompts), device=device).repeat_interleave(draws)
         cache.reorder(each)
         said.reorder(each)
         logits = logits[each]
@@ -195,7 +177,7 @@ def choices(
             scores = said.adjusted(logits)
             ids = next_token(scores if constraint is None else constraint.allowed(scores), settings, numbers)
         else:
-            ids = prompt.new_full((rows,), forced)
+            ids = prompts.ids.new_full((rows,), forced)
         ids = ends.filled(ids)
         yield Step(ids, logits)
         if step == most - 1 or ends.all():
@@ -208,36 +190,14 @@ def choices(
 
 def steps(
     model: Decoder,
-    prompt: Tensor,
+    prompts: Prompts,
     settings: Settings,
     *,
-    valid: Tensor | None = None,
-    source: Tensor | None = None,
-    source_valid: Tensor | None = None,
     cache: Cache | None = None,
     constraint: Constraint | None = None,
 ) -> Iterator[Tensor]:
     """Yield the next id of each row, [B]: the ids of `choices`."""
-    given = {"valid": valid, "source": source, "source_valid": source_valid, "cache": cache, "constraint": constraint}
-    return (step.ids_B for step in choices(model, prompt, settings, **given))
-
-
-def checked(prompt: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """A prompt [B, T] and which of it is valid, all padding on the left, so that each row ends with its last token.
-
-    Raises `InputError` for a prompt that is not [B, T], or has a row without a token."""
-    if prompt.dim() != 2:
-        raise InputError(f"the prompt must be ids [B, T], not {list(prompt.shape)}; add the batch dimension")
-    if prompt.shape[1] == 0:
-        raise InputError("the prompt is empty; give at least one token to continue from")
-    if valid is None:
-        return prompt, None
-    if valid.shape != prompt.shape:
-        raise InputError(f"valid is {list(valid.shape)}, but the prompt is {list(prompt.shape)}")
-    if not bool(valid.any(1).all()):
-        raise InputError("a prompt is all padding; give at least one token to continue from")
-    order = torch.argsort(valid.long(), dim=1, stable=True)
-    return prompt.gather(1, order), valid.gather(1, order)
+    return (step.ids_B for step in choices(model, prompts, settings, cache=cache, constraint=constraint))
 
 
 def most_new(model: Decoder, length: int, settings: Settings) -> int:
@@ -253,33 +213,21 @@ def most_new(model: Decoder, length: int, settings: Settings) -> int:
 
 
 def begin(
-    model: Decoder,
-    prompt: Tensor,
-    settings: Settings,
-    cache: Cache | None = None,
-    *,
-    valid: Tensor | None = None,
-    source: Tensor | None = None,
-    source_valid: Tensor | None = None,
-    copies: int = 1,
+    model: Decoder, prompts: Prompts, settings: Settings, cache: Cache | None = None, *, copies: int = 1
 ) -> tuple[Cache, Tensor]:
-    """A cache that has read prompts [B, T], a new one unless it is given, and the logits [B, V] after them; so many
+    """A cache that has read the prompts, a new one unless it is given, and the logits [B, V] after them; so many
     `copies` of each will be continued. Where rows must not depend on each other (`batch_invariant`), each prompt is
     read by itself, equal ones once."""
     more = settings.max_new_tokens - 1
     if cache is not None or not settings.batch_invariant:
-        cache = model.new_cache(len(prompt), quantize=settings.quantize_cache) if cache is None else cache
-        given: dict[str, Any] = {"valid": valid, "source": source, "source_valid": source_valid}
-        return cache, read(model, prompt, cache, **given, more=more, copies=copies)
-    sources = [None] * len(prompt) if source is None else unpadded(source, source_valid)
+        cache = model.new_cache(len(prompts), quantize=settings.quantize_cache) if cache is None else cache
+        return cache, read(model, prompts, cache, more=more, copies=copies)
     found: dict[str, tuple[Cache, Tensor]] = {}
     rows = []
-    for its in zip(unpadded(prompt, valid), sources):
+    for row, its in enumerate(zip(prompts.rows(), prompts.sources())):
         if str(its) not in found:
-            own, asked = (None if ids is None else torch.tensor([ids], device=prompt.device) for ids in its)
-            assert own is not None
             alone = model.new_cache(1, quantize=settings.quantize_cache)
-            found[str(its)] = alone, read(model, own, alone, source=asked, more=more, copies=copies)
+            found[str(its)] = alone, read(model, prompts.of_rows([row]), alone, more=more, copies=copies)
         rows.append(found[str(its)])
     if len(rows) == 1:
         return rows[0]
@@ -288,40 +236,32 @@ def begin(
     return cache, torch.cat([logits for _, logits in rows])
 
 
-def read(
-    model: Decoder,
-    prompt: Tensor,
-    cache: Cache,
-    *,
-    valid: Tensor | None = None,
-    source: Tensor | None = None,
-    source_valid: Tensor | None = None,
-    more: int = 0,
-    copies: int = 1,
-) -> Tensor:
-    """Read a prompt [B, T] in pieces, or whole where its tokens see what stands behind them; logits [B, V] after its
-    last token. `more` and `copies` are those of `pieces`."""
+def read(model: Decoder, prompts: Prompts, cache: Cache, *, more: int = 0, copies: int = 1) -> Tensor:
+    """Read prompts in pieces, or whole where their tokens see what stands behind them; logits [B, V] after the last
+    token. `more` and `copies` are those of `pieces`."""
     logits = None
-    for part, real in pieces(model, prompt, valid, cache, more, copies):
-        logits = model.next_logits(part, cache, valid=real, source=source, source_valid=source_valid)
-        source = source_valid = None
+    for part in pieces(model, prompts, cache, more, copies):
+        logits = model.next_logits(
+            part.ids, cache, valid=part.valid, source=part.source, source_valid=part.source_valid
+        )
     assert logits is not None
     return logits
 
 
-def pieces(
-    model: Decoder, prompt: Tensor, valid: Tensor | None, cache: Cache, more: int = 0, copies: int = 1
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """The pieces in which a prompt [B, T] is read into a cache, and which of each is valid: so small that reading one
-    takes a bounded amount of memory. Up to `more` tokens will follow, in so many `copies` of each row. Raises
-    `InputError` where the cache would not fit the memory there is."""
-    rows, length = prompt.shape
+def pieces(model: Decoder, prompts: Prompts, cache: Cache, more: int = 0, copies: int = 1) -> Iterator[Prompts]:
+    """The pieces in which prompts are read into a cache, the first with their source: so small that reading one takes a
+    bounded amount of memory. Up to `more` tokens will follow, in so many `copies` of each row. Raises `InputError`
+    where the cache would not fit the memory there is."""
+    rows, length = prompts.ids.shape
     must_fit(model.spec, model.dtype, rows, length, cache, more, copies)
+    source, source_valid = prompts.source, prompts.source_valid
     start = 0
     while start < length:
         size = length if model.sees_prefix else piece(model.spec, rows, cache.length)
         part = slice(start, start + size)
-        yield prompt[:, part], None if valid is None else valid[:, part]
+        valid = None if prompts.valid is None else prompts.valid[:, part]
+        yield Prompts(prompts.ids[:, part], valid, source, source_valid)
+        source = source_valid = None
         start += size
 
 

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from anyformer.generation.constraints import Constraint
-from anyformer.generation.decoding import Decoder, left_padded, most_new, read
+from anyformer.generation.decoding import Decoder, most_new, read
 from anyformer.generation.penalties import Said
+from anyformer.generation.prompts import Prompts, left_padded
 from anyformer.generation.sampling import Draws, distribution, drawn, likeliest
 from anyformer.generation.settings import Settings
 
@@ -141,24 +142,14 @@ class DraftModel:
 
     most = MOST_DRAFTED
 
-    def __init__(
-        self,
-        model: Drafter,
-        prompt: Tensor,
-        settings: Settings,
-        vocabulary: int,
-        *,
-        valid: Tensor | None = None,
-        source: Tensor | None = None,
-        source_valid: Tensor | None = None,
-    ) -> None:
+    def __init__(self, model: Drafter, prompts: Prompts, settings: Settings, vocabulary: int) -> None:
         self.model, self.settings, self.vocabulary = model, settings, vocabulary
-        self._limit = most_new(model, prompt.shape[1], settings)
-        self._cache = model.new_cache(len(prompt), margin=self.most)
-        source = None if source is None else self._known(source)
-        begun: dict[str, Any] = {"valid": valid, "source": source, "source_valid": source_valid}
-        read(model, self._known(prompt), self._cache, **begun, more=settings.max_new_tokens + self.most)
-        self._read = [prompt.shape[1]] * len(prompt) if valid is None else valid.sum(1).tolist()
+        self._limit = most_new(model, prompts.ids.shape[1], settings)
+        self._cache = model.new_cache(len(prompts), margin=self.most)
+        source = None if prompts.source is None else self._known(prompts.source)
+        known = replace(prompts, ids=self._known(prompts.ids), source=source)
+        read(model, known, self._cache, more=settings.max_new_tokens + self.most)
+        self._read = [len(row) for row in prompts.rows()]
 
     def propose(self, rows: Sequence[Row], widths: Sequence[int]) -> Proposal:
         # It may have learned fewer positions than the large model.

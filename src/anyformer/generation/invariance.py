@@ -14,26 +14,21 @@ It costs what reading prompts together would have saved; of rows that go alone, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
 
-from anyformer.generation.decoding import Decoder, Step, left_padded, unpadded
+from anyformer.generation.decoding import Decoder, Step
+from anyformer.generation.prompts import Prompts
 from anyformer.generation.settings import Settings
 
-#: What decoding begins with: `prompt` [B, T], `source` [B, S], and of each which is `valid`.
-Begun = Mapping[str, Tensor | None]
 
-
-def groups(model: Decoder, settings: Settings, begun: Begun, *, alone: bool = False) -> list[list[int]]:
+def groups(model: Decoder, settings: Settings, prompts: Prompts, *, alone: bool = False) -> list[list[int]]:
     """Which rows take their steps side by side, all of them to their full length; a search is as many as it has beams.
     Those that could not are a group each; all of them, if they are to go `alone`."""
-    prompts, sources = _rows(begun)
     found: list[list[int]] = []
     beside: dict[tuple[int, bool], list[int]] = {}
-    for row, (prompt, source) in enumerate(zip(prompts, sources)):
+    for row, (prompt, source) in enumerate(zip(prompts.rows(), prompts.sources())):
         end = len(prompt) + settings.max_new_tokens
         size = 1 if alone else model.rows_together(max(end, len(source))) // settings.beams
         # What a text may say last, and first, hangs on the whole batch.
@@ -44,17 +39,6 @@ def groups(model: Decoder, settings: Settings, begun: Begun, *, alone: bool = Fa
     for (size, _), rows in beside.items():
         found += [rows[first : first + size] for first in range(0, len(rows), size)]
     return found
-
-
-def of_rows(begun: Begun, rows: Sequence[int]) -> dict[str, Any]:
-    """What these rows begin with, without padding that others of the batch asked for."""
-    prompts, sources = ([its[row] for row in rows] for its in _rows(begun))
-    device = _prompt(begun).device
-    prompt, valid = left_padded(prompts, 0, device)
-    if begun.get("source") is None:
-        return {"prompt": prompt, "valid": valid}
-    source, source_valid = left_padded(sources, 0, device)
-    return {"prompt": prompt, "valid": valid, "source": source, "source_valid": source_valid}
 
 
 def side_by_side(runs: Sequence[Iterator[Step]], groups: Sequence[Sequence[int]], filler: int) -> Iterator[Step]:
@@ -72,16 +56,3 @@ def side_by_side(runs: Sequence[Iterator[Step]], groups: Sequence[Sequence[int]]
                 over.update(rows)
                 following = Step(torch.full_like(steps[index].ids_B, filler), steps[index].logits_BV)
             steps[index] = following
-
-
-def _rows(begun: Begun) -> tuple[list[list[int]], list[list[int]]]:
-    """Prompts and sources (of nothing, where there are none) without padding."""
-    prompt, source = _prompt(begun), begun.get("source")
-    sources = [[] for _ in prompt] if source is None else unpadded(source, begun.get("source_valid"))
-    return unpadded(prompt, begun.get("valid")), sources
-
-
-def _prompt(begun: Begun) -> Tensor:
-    prompt = begun["prompt"]
-    assert prompt is not None
-    return prompt

@@ -28,9 +28,10 @@ from torch.nn.functional import one_hot
 
 from anyformer.errors import InputError
 from anyformer.generation.constraints import Constraint
-from anyformer.generation.decoding import Decoder, Step, checked, most_new, read
+from anyformer.generation.decoding import Decoder, Step, most_new, read
 from anyformer.generation.drafting import Drafter, DraftModel, PromptLookup, Proposal, Proposer, Row
 from anyformer.generation.penalties import Said
+from anyformer.generation.prompts import Prompts
 from anyformer.generation.sampling import Draws, distribution, drawn, likeliest, seeds_of
 from anyformer.generation.settings import Settings
 from anyformer.parts.cache import Cache
@@ -64,47 +65,51 @@ class Tally:
         return {**asdict(self), "acceptance": self.acceptance}
 
 
+@dataclass(frozen=True, slots=True)
+class Speculation:
+    """Where proposals come from: a `draft` model, or by prompt lookup, in the `past` too that a given cache has read.
+    `tally` counts what becomes of them."""
+
+    draft: Drafter | None = None
+    tally: Tally | None = None
+    past: Sequence[int] = ()
+
+
 @torch.no_grad()
 def speculate(
     model: Verifier,
-    prompt: Tensor,
+    prompts: Prompts,
     settings: Settings,
+    speculation: Speculation,
     *,
-    draft: Drafter | None = None,
-    tally: Tally | None = None,
-    valid: Tensor | None = None,
-    source: Tensor | None = None,
-    source_valid: Tensor | None = None,
     cache: Cache | None = None,
-    past: Sequence[int] = (),
     constraint: Constraint | None = None,
 ) -> Iterator[Step]:
-    """Yield what `choices` yields, several steps after a pass: proposals come from the `draft`, or by prompt lookup,
-    `settings.prompt_lookup` at a time. `tally` counts what became of them.
+    """Yield what `choices` yields, several steps after a pass: proposals come from a draft, or by prompt lookup,
+    `settings.prompt_lookup` at a time.
 
     Greedily the tokens are those of `choices`, outside ties; drawn ones follow its distribution, by other numbers. A
-    step is yielded when every row has come so far. Prompt lookup continues the `cache` of one row, and `past` is what
-    that has read before, to be looked up as well; closed between the steps of a pass, it leaves more in the cache than
-    was yielded, which `truncate` takes back. Raises `InputError` for other caches.
+    step is yielded when every row has come so far. Prompt lookup continues the `cache` of one row; closed between the
+    steps of a pass, it leaves more in the cache than was yielded, which `truncate` takes back. Raises `InputError` for
+    other caches.
     """
-    prompt, valid = checked(prompt, valid)
-    tally = Tally() if tally is None else tally
-    if cache is not None and (draft is not None or len(prompt) > 1):
+    prompts, draft = prompts.checked(), speculation.draft
+    tally = Tally() if speculation.tally is None else speculation.tally
+    if cache is not None and (draft is not None or len(prompts) > 1):
         raise InputError("only prompt lookup continues a cache, and that of one row; give no draft, or no cache")
     before = 0 if cache is None else cache.length
-    most, begins = most_new(model, before + prompt.shape[1], settings), before + prompt.shape[1] == 1
-    rows = _rows(prompt, valid, settings, constraint)
+    most, begins = most_new(model, before + prompts.ids.shape[1], settings), before + prompts.ids.shape[1] == 1
+    rows = _rows(prompts, settings, constraint)
     proposer: Proposer
     margin = settings.prompt_lookup if draft is None else DraftModel.most
     if cache is None:
         cache = model.new_cache(len(rows), margin=margin, quantize=settings.quantize_cache)
-    begun: dict[str, Any] = {"valid": valid, "source": source, "source_valid": source_valid}
-    logits = read(model, prompt, cache, **begun, more=settings.max_new_tokens + margin)[:, None]
+    logits = read(model, prompts, cache, more=settings.max_new_tokens + margin)[:, None]
     if draft is None:
-        sources = [[*past, *its] for its in _real(source, source_valid, len(rows))]
+        sources = [[*speculation.past, *its] for its in prompts.sources()]
         proposer = PromptLookup(margin, sources, logits.shape[-1])
     else:
-        proposer = DraftModel(draft, prompt, settings, logits.shape[-1], **begun)
+        proposer = DraftModel(draft, prompts, settings, logits.shape[-1])
     proposal, going, shown = Proposal([[] for _ in rows]), rows, 0
     while True:
         tally.passes += 1
@@ -123,32 +128,25 @@ def speculate(
         if not alive:
             return
         if len(alive) < len(going):
-            cache.reorder(torch.tensor(alive, device=prompt.device))
+            cache.reorder(torch.tensor(alive, device=prompts.device))
         going = [going[at] for at in alive]
         proposer.settle(going, alive)
         widest = cache.steady(proposer.most + 1) - 1
         # The last token of all needs no proposal: the pass that checks those before it gives it.
         proposal = proposer.propose(going, [min(row.width, widest, most - row.said - 1) for row in going])
-        ids, real = _right_padded([[row.text[-1], *its] for row, its in zip(going, proposal.tokens)], prompt)
+        ids, real = _right_padded([[row.text[-1], *its] for row, its in zip(going, proposal.tokens)], prompts.ids)
         logits = model.each_logits(ids, cache, valid=real)
 
 
-def _rows(prompt: Tensor, valid: Tensor | None, settings: Settings, constraint: Constraint | None) -> list[Row]:
+def _rows(prompts: Prompts, settings: Settings, constraint: Constraint | None) -> list[Row]:
     """The answers of a batch before they have begun."""
-    texts, count = _real(prompt, valid, len(prompt)), len(prompt)
+    texts, count = prompts.rows(), len(prompts)
     draws: list[Draws | None] = [None] * count
     if settings.temperature > 0:
-        draws = [Draws((seed,), 1, prompt.device) for seed in seeds_of(settings.seed, count)]
+        draws = [Draws((seed,), 1, prompts.device) for seed in seeds_of(settings.seed, count)]
     constraints = [None] * count if constraint is None else constraint.rows()
-    histories = [Said(settings, prompt.new_tensor([text])) for text in texts]
+    histories = [Said(settings, prompts.ids.new_tensor([text])) for text in texts]
     return [Row(*each) for each in zip(range(count), texts, histories, draws, constraints)]
-
-
-def _real(ids: Tensor | None, valid: Tensor | None, rows: int) -> list[list[int]]:
-    """The ids of each row without padding; none without ids."""
-    if ids is None:
-        return [[] for _ in range(rows)]
-    return [(row if valid is None else row[valid[at]]).tolist() for at, row in enumerate(ids)]
 
 
 def _right_padded(rows: Sequence[list[int]], like: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -14,7 +14,19 @@ from torch import Tensor, nn
 
 from anyformer import spec
 from anyformer.errors import InputError
-from anyformer.generation import Answer, Settings, Tally, answers, decode, left_padded, stream, until_end, with_marks
+from anyformer.generation import (
+    Answer,
+    Prompts,
+    Settings,
+    Speculation,
+    Tally,
+    answers,
+    decode,
+    left_padded,
+    stream,
+    until_end,
+    with_marks,
+)
 from anyformer.model.draft import check_draft
 from anyformer.model.heads import build_head, pool
 from anyformer.model.stack import Stack
@@ -318,7 +330,7 @@ class Transformer(nn.Module):
             return []
         tokenizer = self._tokenizer()
         if chosen.beams > 1 or chosen.stop or chosen.batch_invariant:
-            steps = stream(self, chosen, tokenizer, **self.beginning(ids, valid, chosen), **speculation)
+            steps = stream(self, self.beginning(ids, valid, chosen), chosen, tokenizer, speculation=speculation)
             return ["".join(row) for row in zip(*steps)]
         new = self._generate(ids, valid, chosen, speculation)
         return [tokenizer.decode(until_end(row, chosen.eos)) for row in new.tolist()]
@@ -378,39 +390,38 @@ class Transformer(nn.Module):
         ids, valid = left_padded(rows or [[]], settings.pad or 0, self.device)
         return (ids, valid) if self.encoder is None else _right(ids, valid)
 
-    def _generate(self, ids: Tensor, valid: Tensor | None, settings: Settings, speculation: dict[str, Any]) -> Tensor:
+    def _generate(self, ids: Tensor, valid: Tensor | None, settings: Settings, speculation: Speculation) -> Tensor:
         if settings.beams > 1 or settings.stop:
             rows = [answer.ids for answer in self._answers(ids, valid, settings, speculation)]
             longest = max(map(len, rows), default=0)
             filled = [row + [settings.filler] * (longest - len(row)) for row in rows]
             return torch.tensor(filled, dtype=torch.long, device=self.device)
-        begun = self.beginning(ids, valid, settings)
-        return torch.stack([step.ids_B for step in decode(self, settings, self.tokenizer, **begun, **speculation)], 1)
+        prompts = self.beginning(ids, valid, settings)
+        steps = decode(self, prompts, settings, self.tokenizer, speculation=speculation)
+        return torch.stack([step.ids_B for step in steps], 1)
 
-    def _answers(
-        self, ids: Tensor, valid: Tensor | None, settings: Settings, speculation: dict[str, Any]
-    ) -> list[Answer]:
-        return answers(self, settings, self.tokenizer, **self.beginning(ids, valid, settings), **speculation)
+    def _answers(self, ids: Tensor, valid: Tensor | None, settings: Settings, speculation: Speculation) -> list[Answer]:
+        return answers(self, self.beginning(ids, valid, settings), settings, self.tokenizer, speculation)
 
-    def _speculation(self, draft: Transformer | None, tally: Tally | None, settings: Settings) -> dict[str, Any]:
+    def _speculation(self, draft: Transformer | None, tally: Tally | None, settings: Settings) -> Speculation:
         """What decoding is told of speculation. Raises `InputError` for a draft that does not fit."""
         if draft is not None:
             check_draft(self, draft, settings)
-        return {"draft": draft, "tally": tally} if draft is not None or settings.prompt_lookup else {}
+        return Speculation(draft, tally)
 
-    def beginning(self, ids: Tensor, valid: Tensor | None, settings: Settings) -> dict[str, Any]:
-        """What decoding begins with: ids [B, T] as the prompt; or as the source, and a start token as the prompt."""
+    def beginning(self, ids: Tensor, valid: Tensor | None, settings: Settings) -> Prompts:
+        """What decoding begins with: ids [B, T] themselves; or as the source, and a start token for the decoder."""
         if self.decoder is None:
             raise InputError("an encoder reads and does not write; only a model with a decoder generates")
         if self.encoder is None:
-            return {"prompt": ids, "valid": valid}
+            return Prompts(ids, valid)
         start = settings.start if settings.start is not None else settings.bos
         if start is None:
             raise InputError(
                 "no token is known that the decoder starts with; give start= (or decoder_start_token_id in .generation)"
             )
         begin = torch.full((len(ids), 1), start, device=self.device)
-        return {"prompt": begin, "source": ids, "source_valid": valid}
+        return Prompts(begin, source=ids, source_valid=valid)
 
     @overload
     def stream(self, prompt: str | Sequence[int], cache: Cache | None = None, **settings: Any) -> Iterator[str]: ...
@@ -434,11 +445,13 @@ class Transformer(nn.Module):
         speculation = self._speculation(draft, tally, chosen)
         if prompt and not isinstance(prompt, str) and isinstance(prompt[0], str):
             ids, valid = self._ids(prompt, chosen)  # type: ignore[arg-type]
-            return stream(self, chosen, tokenizer, cache=cache, **self.beginning(ids, valid, chosen), **speculation)
+            prompts = self.beginning(ids, valid, chosen)
+            return stream(self, prompts, chosen, tokenizer, cache=cache, speculation=speculation)
         chosen = chosen.model_copy(update={"answers": 1})
         row = self.encode_prompts([prompt], chosen)[0] if isinstance(prompt, str) else list(prompt)
-        begun = self.beginning(torch.tensor([row], device=self.device), None, chosen)
-        return (piece for (piece,) in stream(self, chosen, tokenizer, cache=cache, **begun, **speculation))
+        prompts = self.beginning(torch.tensor([row], device=self.device), None, chosen)
+        pieces = stream(self, prompts, chosen, tokenizer, cache=cache, speculation=speculation)
+        return (piece for (piece,) in pieces)
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str], batch_size: int = 32) -> Tensor:

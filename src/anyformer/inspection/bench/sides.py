@@ -90,9 +90,9 @@ class Here:
         settings = Settings(
             temperature=0.0, max_new_tokens=work.new_tokens, start=start, quantize_cache=work.quantize_cache
         )
-        beginning = self.model.beginning(work.ids.to(self.model.device), None, settings)
+        prompts = self.model.beginning(work.ids.to(self.model.device), None, settings)
         found = []
-        for ids in steps(self.model, **beginning, settings=settings):
+        for ids in steps(self.model, prompts, settings):
             wait(self.model.device)
             lap()
             found.append(ids)

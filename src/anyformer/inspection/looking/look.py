@@ -106,7 +106,7 @@ def inputs_of(model: Transformer, text: str, target: str | None = None) -> tuple
                 f"a target is what an encoder-decoder writes, and this is an {model.spec.shape}; leave it out"
             )
         return read, {}
-    begin = model.beginning(read, None, model.settings())["prompt"]
+    begin = model.beginning(read, None, model.settings()).ids
     if target is None:
         new = model.generate(read, max_new_tokens=WRITTEN)[:, : WRITTEN - 1]
     else:
