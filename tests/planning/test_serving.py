@@ -6,7 +6,7 @@ import pytest
 
 from anyformer import families, planning
 from anyformer.planning.devices import DEVICES
-from anyformer.planning.pieces import PIECE_BYTES, piece
+from anyformer.planning.pieces import MASK, PIECE_BYTES, piece
 from anyformer.planning.serving import READING, Load, serving_memory, serving_time
 
 H100 = DEVICES["h100"]
@@ -22,17 +22,17 @@ def test_weights_and_cache_are_those_counted() -> None:
 
 
 def test_what_prompts_take_on_their_way() -> None:
-    """It grows with the sequences up to a piece, and beyond one with the context only by the mask; the logits of a
-    masked language model are of every token."""
+    """It grows with the sequences up to a piece, several of which have a mask, and beyond one with the context only by
+    that; the logits of a masked language model are of every token."""
 
     def working(load: Load) -> int:
         return serving_memory(LLAMA, load)["working"]
 
-    assert working(Load(512, 4)) == 4 * working(Load(512, 1))
+    assert working(Load(512, 4)) == 2 * working(Load(512, 2)) == 4 * (working(Load(512, 1)) + MASK * 512 * 512)
     longer = working(Load(8192)) - working(Load(4096))
     assert piece(LLAMA, 1, 8192) == piece(LLAMA, 1, 4096)
-    assert longer == 9 * piece(LLAMA, 1, 4096) * 4096
-    assert working(Load(131072, 64)) < PIECE_BYTES, "prompts are read in pieces of bounded memory"
+    assert longer == MASK * piece(LLAMA, 1, 4096) * 4096
+    assert working(Load(131072, 2)) < PIECE_BYTES, "prompts are read in pieces of bounded memory"
     bert = families.bert("base")
     assert serving_memory(bert, Load(512, 8, "float32"))["working"] == 8 * 512 * 30522 * 4
 

@@ -11,21 +11,16 @@ from dataclasses import dataclass
 
 from anyformer.planning.counts import forward_flops, kv_bytes, size_of, weight_bytes
 from anyformer.planning.devices import Device
-from anyformer.planning.pieces import piece
+from anyformer.planning.pieces import passing, piece
 from anyformer.spec import (
-    Attention,
-    FeedForward,
     LanguageModelHead,
     MaskedLanguageModelHead,
-    Mixer,
     RoutedExperts,
     SequenceClassificationHead,
     TokenClassificationHead,
     Transformer,
 )
 
-#: Bytes for each pair of a query and a key that the mask of a piece takes on its way to a kernel, as measured.
-MASK = 9
 #: What of its memory's bandwidth a device is taken to attain as it decodes: an assumption, from which rates follow.
 READING = 0.7
 
@@ -55,29 +50,13 @@ def _cache(spec: Transformer, load: Load) -> int:
 
 
 def _working(spec: Transformer, load: Load) -> int:
-    """The most of: a piece of a decoder's prompts, or all that an encoder reads, in the widest layer (the stream, what
-    a norm makes of it, and the most that a mixer makes of that), with its mask; and logits."""
+    """The most of: a piece of a decoder's prompts, or all that an encoder reads, in the widest layer; and logits."""
     width = size_of(load.dtype)
     most = load.batch * _logits(spec, load.context) * width
     for name, stack in spec.stacks().items():
         tokens = load.context if name == "encoder" else min(load.context, piece(spec, load.batch, load.context))
-        widest = max(_widest(branch.mixer, stack.dim) for block in stack.pattern for branch in block.branches)
-        masked = MASK * tokens * load.context if tokens < load.context else 0
-        most = max(most, load.batch * tokens * (2 * stack.dim + widest) * width + masked)
+        most = max(most, passing(stack, load.batch, load.context, tokens, width))
     return most
-
-
-def _widest(mixer: Mixer, dim: int) -> int:
-    """Numbers that a mixer holds of a token at a time, besides what it reads."""
-    match mixer:
-        case Attention():
-            return (2 * mixer.heads + 2 * mixer.kv_heads) * mixer.head_dim + dim
-        case FeedForward():
-            return (3 if mixer.gated else 2) * mixer.hidden
-        case RoutedExperts():
-            return mixer.top_k * ((3 if mixer.gated else 2) * mixer.hidden + 2 * dim) + mixer.experts
-        case _:
-            return sum(shape[0] for shape in mixer.shapes(dim).values() if len(shape) == 2)
 
 
 def _logits(spec: Transformer, tokens: int) -> int:
