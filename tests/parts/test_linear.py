@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from anyformer.parts.kernels import native
 from anyformer.parts.linear import Linear, SideBySide, adjacent, lay_side_by_side, project
 
 
@@ -194,8 +195,13 @@ def test_what_cannot_lie_side_by_side_is_left_alone() -> None:
         lay_side_by_side([nn.Linear(4, 4), nn.Linear(4, 4)])
 
 
-def test_under_autocast_one_narrow_copy_of_the_input_serves_all() -> None:
-    """What is kept for the backward pass: the input once in bfloat16, and each weight."""
+@pytest.mark.parametrize("narrow_pays", [True, False])
+def test_under_autocast_one_narrow_copy_of_the_input_serves_all(
+    narrow_pays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept for the backward pass: the input once in bfloat16, and each weight; a copy in bfloat16 only where it
+    is multiplied as that."""
+    monkeypatch.setattr(native, "narrow_pays", lambda: narrow_pays)
     linears = [nn.Linear(8, 8, bias=False) for _ in range(3)]
     x = torch.randn(5, 8, requires_grad=True)
     kept: list[Tensor] = []
@@ -203,7 +209,9 @@ def test_under_autocast_one_narrow_copy_of_the_input_serves_all() -> None:
     with note, torch.autocast("cpu", torch.bfloat16):
         out = project(x, linears)
     inputs = {saved.untyped_storage().data_ptr() for saved in kept if saved.shape == (5, 8)}
-    assert len(inputs) == 1 and {saved.dtype for saved in kept} == {torch.bfloat16}
+    weights = {linear.weight.data_ptr() for linear in linears}
+    assert len(inputs) == 1 and {s.dtype for s in kept if s.data_ptr() not in weights} == {torch.bfloat16}
+    assert any(s.data_ptr() in weights for s in kept) != narrow_pays
     assert {each.dtype for each in out} == {torch.bfloat16}
     sum(each.float().sum() for each in out).backward()  # type: ignore[union-attr]
     assert x.grad is not None and x.grad.dtype == torch.float32

@@ -13,7 +13,7 @@ from anyformer.model.block import Block
 from anyformer.parts.attention import Attention
 from anyformer.parts.context import Context
 from anyformer.parts.embeddings import Embeddings
-from anyformer.parts.linear import product_dtype
+from anyformer.parts.kernels.wide import product_dtype
 from anyformer.parts.norms import norm_of
 from anyformer.parts.positions import RelativePositions, RotaryAngles, Stretch
 

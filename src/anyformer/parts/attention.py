@@ -139,7 +139,7 @@ class Attention(SideBySide):
             (k, v), keys = context.keep(cache, k, v)
             return q, k, v, keys
         x_BTD = x_BTD if norm is None else norm(x_BTD)
-        q, k, v = project(x_BTD, (self.query, self.key, self.value))
+        q, k, v = project(x_BTD, (self.query, self.key, self.value), to_attend=True)
         q, k, v = self.split(q, self.query_norm), self.split(k, self.key_norm), self.split(v, None)
         if self.angles is not None:
             tables = context.rotary(self.angles, context.queries)
@@ -174,7 +174,7 @@ class Attention(SideBySide):
         if cache is not None and cache.crossed is not None:
             return q.transpose(1, 2), *cache.crossed, context.source_tokens
         assert context.source is not None
-        k, v = project(context.source, (self.key, self.value))
+        k, v = project(context.source, (self.key, self.value), to_attend=True)
         k, v = self.split(k, self.key_norm).transpose(1, 2), self.split(v, None).transpose(1, 2)
         if cache is not None:
             cache.crossed = (k, v)

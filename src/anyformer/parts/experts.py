@@ -12,7 +12,8 @@ from anyformer import spec
 from anyformer.parts.cache import LayerCache
 from anyformer.parts.context import Context
 from anyformer.parts.feedforward import ACTIVATIONS, FeedForward
-from anyformer.parts.linear import Linear, product_dtype
+from anyformer.parts.kernels.wide import product_dtype
+from anyformer.parts.linear import Linear
 
 #: A product of each token with a matrix of its expert: (x, weight [E, out, in], bias [E, out] or None).
 Multiply = Callable[[Tensor, Tensor, Tensor | None], Tensor]

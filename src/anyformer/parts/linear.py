@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anyformer.parts.kernels import native
+from anyformer.parts.kernels import native, wide
+from anyformer.parts.kernels.wide import product_dtype
 from anyformer.parts.norms import Norm
 
 
@@ -61,13 +62,6 @@ class Embedding(nn.Embedding):
             super().reset_parameters()
 
 
-def product_dtype(x: Tensor) -> torch.dtype:
-    """What torch computes products of x in: a float32 one's in the dtype of autocast, where that is on."""
-    device = x.device.type
-    narrow = x.dtype == torch.float32 and torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if narrow else x.dtype
-
-
 def adjacent(tensors: Sequence[Tensor]) -> Tensor | None:
     """One view over tensors [n_i, ...] that lie end to end in one storage, [Σ n_i, ...]; None if they do not."""
     first = tensors[0]
@@ -96,40 +90,33 @@ def added(linear: nn.Module, x: Tensor, residual: Tensor | None) -> Tensor:
         return linear(x)
     if native.few(x) and residual.dtype == x.dtype and (matrix := matrix_of(linear, x.dtype)) is not None:
         return native.linear(x, matrix.data, matrix.format, matrix.bias, residual=residual)
+    if _is_plain(linear) and wide.serves(x, (linear.weight,)):
+        return residual + wide.linears(x, (linear.weight,), (linear.bias,), residual.dtype)[0]
     return residual + linear(x)
 
 
-#: Rows from which on widening a matrix costs less than it gives, and how many of its numbers are widened at a time.
-WIDE, TILE = 96, 1 << 22
-
-
 def many(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x Wᵀ + b of many rows. On a CPU that multiplies bfloat16 more slowly than float32, a tile of W after the other is
-    widened and multiplied as that: the same products, added up in float32 as well."""
-    narrow = x.dtype == weight.dtype == torch.bfloat16 and x.numel() >= WIDE * x.shape[-1]
-    if not narrow or not native.fits(x) or native.narrow_pays():
-        return F.linear(x, weight, bias)
-    wide = x.float()
-    y = x.new_empty(*x.shape[:-1], weight.shape[0])
-    step = max(1, TILE // weight.shape[1])
-    for start in range(0, weight.shape[0], step):
-        rows = slice(start, start + step)
-        y[..., rows] = F.linear(wide, weight[rows].float(), None if bias is None else bias[rows].float())
-    return y
+    """x Wᵀ + b of many rows."""
+    return wide.linears(x, (weight,), (bias,))[0] if wide.serves(x, (weight,)) else F.linear(x, weight, bias)
 
 
 def _is_plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
     return type(linear) in (nn.Linear, Linear) and not linear._forward_hooks
 
 
-def project(x: Tensor, linears: Sequence[nn.Module]) -> tuple[Tensor, ...]:
-    """Every linear's output for x, from one product where gradients are off and the weights lie side by side."""
-    # Under autocast each would make a narrow copy of x, and keep it for the backward pass.
-    x = x.to(product_dtype(x))
+def project(x: Tensor, linears: Sequence[nn.Module], to_attend: bool = False) -> tuple[Tensor, ...]:
+    """Every linear's output for x, from one product where gradients are off and the weights lie side by side. Those
+    `to_attend`, which attention would widen again where products are widened, are left so."""
     # One that was replaced or hooked (an adapter, a quantised layer, a trace) wants to be asked itself.
     plain = [linear for linear in linears if _is_plain(linear)]
+    weights = [linear.weight for linear in plain]
+    if torch.is_grad_enabled() and len(plain) == len(linears) and wide.serves(x, weights):
+        dtype = torch.float32 if to_attend else torch.bfloat16
+        return wide.linears(x, weights, [linear.bias for linear in plain], dtype)
+    # Under autocast each would make a narrow copy of x, and keep it for the backward pass.
+    x = x.to(product_dtype(x))
     alone = torch.is_grad_enabled() or torch.compiler.is_compiling() or len(plain) < len(linears)
-    weight = None if alone else adjacent([linear.weight for linear in plain])
+    weight = None if alone else adjacent(weights)
     biases = [linear.bias for linear in plain if linear.bias is not None]
     bias = adjacent(biases) if biases and weight is not None else None
     if weight is None or (biases and bias is None):

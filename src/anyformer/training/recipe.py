@@ -152,8 +152,8 @@ class Training(Part, frozen=True):
       what the run gives; its checkpoints hold both (`averaging.Average`).
     - `checkpoint_activations`: keep only the input of each layer for the backward pass, which computes the rest again:
       less memory, a third more work, the same bits.
-    - `precision`: of the products; weights, moments, norms and losses are float32 either way. A CPU may be slower at
-      bfloat16 than at float32; the run says so.
+    - `precision`: of the products; weights, moments, norms and losses are float32 either way. A CPU may multiply
+      bfloat16 more slowly than float32; the run says so, and such products are widened (`parts/kernels/wide.py`).
     - `compile`: the feed-forwards of the layers; by default on accelerators (`compiling.compile_regions`).
     - `validate_every`, `checkpoint_every`: steps; by default a twentieth and a tenth of the run.
     - `validate_tokens`: how much of the held-out text a validation reads, evenly spread.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from anyformer.errors import KernelError
-from anyformer.parts.kernels import banded, documents, few, flex, online, products, reference, sdpa
+from anyformer.parts.kernels import banded, documents, few, flex, online, products, reference, sdpa, wide
 from anyformer.parts.kernels.int8_rows import Int8Rows, numbers
 from anyformer.parts.kernels.scores import Scores
 from anyformer.parts.masks import Visible
@@ -74,6 +74,9 @@ def attend(q: Tensor, k: Tensor | Int8Rows, v: Tensor | Int8Rows, visible: Visib
         if _chosen is None and few.pays(q) and few.limits(q, k, visible, scores) is None:
             return few.attend(q, k, v, visible, scores)
         k, v = numbers(k, q.dtype), numbers(v, q.dtype)
+    if _chosen is None and wide.pays(q) and not few.pays(q):
+        with torch.autocast("cpu", enabled=False):
+            return attend(q.float(), k.float(), v.float(), visible, scores).to(q.dtype)
     if visible.form == "documents":
         return documents.attend(q, k, v, visible, lambda q, k, v, part: attend(q, k, v, part, scores))
     return _kernel(q, k, visible, scores).attend(q, k, v, visible, scores)

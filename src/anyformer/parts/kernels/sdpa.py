@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anyformer.parts.kernels import native
 from anyformer.parts.kernels.scores import Scores
 from anyformer.parts.masks import Visible
 
@@ -33,9 +32,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores) ->
     bias = scores.bias
     # is_causal is aligned top left: right only where queries and keys are the same tokens, as 'causal' promises.
     causal = visible.form == "causal" and bias is None
-    if q.dtype == k.dtype == v.dtype == torch.bfloat16 and T > 1 and native.fits(q) and not native.narrow_pays():
-        # On such a machine twice the bytes cost less than products of half of them.
-        return attend(q.float(), k.float(), v.float(), visible, scores).to(torch.bfloat16)
     narrower = C - v.shape[3]
     if narrower > 0 and T > 1 and not q.is_cuda and not torch.is_grad_enabled():
         # torch's tiled kernel takes values as wide as keys; any other holds all scores at once. With gradients, what

@@ -16,6 +16,7 @@ import torch
 
 from anyformer.disk import write_json
 from anyformer.machine import matrix_rate
+from anyformer.parts.kernels import native
 from anyformer.training.state import read_json
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ SLOWER = 0.9
 
 def peak_tokens(directory: Path, trainer: Trainer, note: Callable[[str], None] = lambda text: None) -> float:
     """Tokens a second that a run would train on if its machines did nothing but the products that the model needs
-    (the planner's count). Measured once in a run's `directory` for each kind of machine; where float32 would have been
-    faster than the run's precision, as on CPUs that only know how to compute bfloat16, that is noted.
+    (the planner's count). Measured once in a run's `directory` for each kind of machine; where it multiplies float32
+    faster than the run's precision, as some CPUs do, that is noted.
 
     It draws no random number of the process: the run is the same with and without it.
     """
@@ -46,8 +47,10 @@ def peak_tokens(directory: Path, trainer: Trainer, note: Callable[[str], None] =
         if rate < SLOWER * rates["float32"]:
             note(
                 f"this machine multiplies {settings.precision} at {rate / rates['float32']:.0%} of the rate of "
-                f"float32; training.precision 'float32' would be faster"
+                f"float32; training.precision 'float32' would be no slower"
             )
+            if device.type == "cpu" and not native.narrow_pays():
+                rate = rates["float32"]  # as which it multiplies what is bfloat16
         tokens = rate * processes * settings.batch_tokens / trainer.flops
         known |= {where: {"flop_per_second": rate, "tokens_per_second": tokens}}
         write_json(path, known)
