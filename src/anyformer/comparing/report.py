@@ -10,7 +10,8 @@ from typing import Any
 from anyformer import disk
 from anyformer.comparing.results import Comparison, Row, Sweep, SweptRun, mean_curve
 from anyformer.laws.fitting import central
-from anyformer.laws.plot import isoflop_svg, svg
+from anyformer.laws.isoflop import FEWEST_RUNS
+from anyformer.laws.plot import svg
 from anyformer.toml import to_toml
 from anyformer.training.watching.charts import Chart, Curve, chart
 from anyformer.training.watching.report import templates
@@ -37,8 +38,8 @@ def write_sweep_report(sweep: Sweep) -> Path:
     drawn = {
         "name": sweep.directory.resolve().name,
         "result": sweep_result(sweep),
-        "isoflop": isoflop_svg(sweep.runs, sweep.curves),
-        "law": None if sweep.law is None else svg(sweep.runs, sweep.law, sweep.curves),
+        "isoflop": svg(sweep.runs, sweep.curves),
+        "law": None if sweep.law is None else svg(sweep.runs, sweep.curves, sweep.law),
         "columns": SWEEP_COLUMNS,
         "rows": [sweep_cells(each) for each in sweep.swept],
         "notes": sweep.notes,
@@ -74,7 +75,7 @@ def sweep_result(sweep: Sweep) -> str:
         for each in curves.parabolas
     )
     if not best:
-        return "No budget has a best size between its sizes: they are too few, or all on one side of it."
+        return f"No budget has a best size between its sizes: a curve takes {FEWEST_RUNS}, some on either side of it."
     if curves.exponent is None:
         return f"Best for {best}. An exponent takes two budgets with a best size between theirs."
     low, high = central(curves.samples)
@@ -84,13 +85,15 @@ def sweep_result(sweep: Sweep) -> str:
 def facts(comparison: Comparison) -> dict[str, Any]:
     """Everything that the page says, by the names of its template."""
     asked = comparison.asked
+    adjusted = any(row.adjusted for row in comparison.rows)
     return {
         "name": comparison.directory.resolve().name,
         "measure": MEASURES[comparison.measure],
         "confidence": comparison.confidence,
         "result": result(comparison),
-        "rows": [[row.name, *cells(row), row.verdict, row.adjusted] for row in comparison.rows],
-        "columns": ["", *COLUMNS, "", "adjusted"],
+        "rows": [[row.name, *cells(row), row.verdict, *[row.adjusted] * adjusted] for row in comparison.rows],
+        "columns": ["", *COLUMNS, "verdict", *["adjusted"] * adjusted],
+        "words": len(COLUMNS) + 2,
         "charts": [drawn for drawn in charts(comparison) if drawn is not None],
         "over": comparison.over.removesuffix("s"),
         "hues": HUES,

@@ -20,11 +20,15 @@ WIDTH, HEIGHT = 460, 360
 LEFT, TOP, RIGHT, BOTTOM = 56, 34, 14, 44
 #: Points of a line that bends.
 POINTS = 60
+#: A legend names no more of many budgets.
+NAMED = 4
 STYLE = (
-    "text{font:12px system-ui,sans-serif;fill:#333}.title{font-weight:600}.grid{stroke:#ddd}"
-    ".line{fill:none;stroke-width:1.6}.band{opacity:.18;stroke:none}.dash{stroke-dasharray:5 4}"
+    "text{font:12px system-ui,sans-serif;fill:currentColor}.title{font-weight:600}"
+    ".grid{stroke:currentColor;opacity:.15}.line{fill:none;stroke-width:1.6}.band{opacity:.18;stroke:none}"
+    ".dash{stroke-dasharray:5 4}"
 )
-OURS, THEIRS, POINT = "#0b6e99", "#888", "#c2410c"
+#: To be read on light pages and on dark ones.
+OURS, THEIRS, POINT = "#1681b0", "#888", "#e0561a"
 
 
 def check_plot(path: Path) -> None:
@@ -36,34 +40,16 @@ def check_plot(path: Path) -> None:
 def write_plot(path: Path, runs: Runs, law: FittedLaw, curves: IsoFlop) -> None:
     """Draw a law, and the runs that it was fitted to, into an .svg or .html file."""
     check_plot(path)
-    drawn = svg(runs, law, curves)
+    drawn = svg(runs, curves, law)
     page = f"<!doctype html><meta charset=utf-8><title>A scaling law</title>{drawn}\n"
     disk.write(path, (drawn if path.suffix == ".svg" else page).encode())
 
 
-def isoflop_svg(runs: Runs, curves: IsoFlop) -> str:
-    """Loss over size: runs as points, and for each budget its parabola with the bottom. No law is needed."""
-    paper = Paper(runs.parameters, _without_outliers(runs.losses), log_y=False)
-    parts = [paper.frame("loss, by parameters", "parameters")]
-    parts += [paper.dot(n, loss, THEIRS, 2.4) for n, loss in zip(runs.parameters, runs.losses)]
-    for index, parabola in enumerate(curves.parabolas):
-        colour = _shade(index / max(1, len(curves.parabolas) - 1))
-        sizes = np.geomspace(parabola.parameters.min(), parabola.parameters.max(), POINTS)
-        parts.append(paper.line(sizes, list(parabola.loss(sizes)), colour))
-        parts += [paper.dot(n, loss, colour, 3) for n, loss in zip(parabola.parameters, parabola.losses)]
-        parts.append(paper.dot(parabola.best, float(parabola.loss(np.array(parabola.best))), POINT, 4))
-    legend = [(f"{each.flops:.2g} FLOPs: {scaled(each.best, '').strip()}", POINT) for each in curves.parabolas]
-    return _picture(["".join(parts) + _legend(legend)])
-
-
-def svg(runs: Runs, law: FittedLaw, curves: IsoFlop) -> str:
-    """Both panels, side by side."""
-    panels = [_loss_panel(runs, law, curves), _size_panel(runs, law, curves)]
-    return _picture(panels)
-
-
-def _picture(panels: Sequence[str]) -> str:
-    """Panels side by side."""
+def svg(runs: Runs, curves: IsoFlop, law: FittedLaw | None = None) -> str:
+    """Loss over size; with a law, what it foretells there, and beside it the best size over budgets."""
+    panels = [_loss_panel(runs, curves, law)]
+    if law is not None:
+        panels.append(_size_panel(runs, law, curves))
     inner = "".join(f'<g transform="translate({index * WIDTH} 0)">{panel}</g>' for index, panel in enumerate(panels))
     width = len(panels) * WIDTH
     return (
@@ -72,19 +58,23 @@ def _picture(panels: Sequence[str]) -> str:
     )
 
 
-def _loss_panel(runs: Runs, law: FittedLaw, curves: IsoFlop) -> str:
-    """Loss over parameters: runs as points, the law's line for the budget of each curve, the curves' bottoms."""
+def _loss_panel(runs: Runs, curves: IsoFlop, law: FittedLaw | None) -> str:
+    """Loss over parameters: runs as points, and for each budget its parabola, or the law's line, with the bottom."""
     paper = Paper(runs.parameters, _without_outliers(runs.losses), log_y=False)
     parts = [paper.frame("loss, by parameters", "parameters")]
-    parts += [paper.dot(n, loss, THEIRS, 1.6) for n, loss in zip(runs.parameters, runs.losses)]
-    budgets = curves.parabolas or ()
-    for index, parabola in enumerate(budgets):
-        colour = _shade(index / max(1, len(budgets) - 1))
-        sizes = np.geomspace(parabola.parameters.min(), parabola.parameters.max(), POINTS)
-        foretold = [law.loss(size, parabola.flops / 6 / size) for size in sizes]
-        parts.append(paper.line(sizes, foretold, colour))
-        parts.append(paper.dot(parabola.best, float(parabola.loss(np.array(parabola.best))), colour, 3.6))
-    return "".join(parts)
+    parts += [paper.dot(n, loss, THEIRS, 2.4) for n, loss in zip(runs.parameters, runs.losses)]
+    legend = []
+    for index, each in enumerate(curves.parabolas):
+        colour = _shade(index / max(1, len(curves.parabolas) - 1))
+        sizes = np.geomspace(each.parameters.min(), each.parameters.max(), POINTS)
+        losses = list(each.loss(sizes)) if law is None else [law.loss(size, each.flops / 6 / size) for size in sizes]
+        parts.append(paper.line(sizes, losses, colour))
+        parts += [paper.dot(n, loss, colour, 2.4) for n, loss in zip(each.parameters, each.losses)]
+        parts.append(paper.dot(each.best, float(each.loss(np.array(each.best))), POINT, 4))
+        legend.append((f"{each.flops:.2g} FLOPs: {scaled(each.best, '').strip()}", colour))
+    named = [legend[index] for index in np.unique(np.linspace(0, len(legend) - 1, NAMED).astype(int))] if legend else []
+    # No small model has a low loss, so the lower left is free.
+    return "".join(parts) + _legend(named, HEIGHT - BOTTOM - 10 - 17 * len(named))
 
 
 def _size_panel(runs: Runs, law: FittedLaw, curves: IsoFlop) -> str:
@@ -106,18 +96,18 @@ def _size_panel(runs: Runs, law: FittedLaw, curves: IsoFlop) -> str:
     return "".join(parts) + _legend(legend)
 
 
-def _legend(entries: Sequence[tuple[str, str]]) -> str:
+def _legend(entries: Sequence[tuple[str, str]], top: int = TOP) -> str:
     lines = (
-        f'<circle cx="{LEFT + 14}" cy="{TOP + 14 + 17 * index}" r="4" fill="{colour}"/>'
-        f'<text x="{LEFT + 24}" y="{TOP + 18 + 17 * index}">{escape(text)}</text>'
+        f'<circle cx="{LEFT + 14}" cy="{top + 14 + 17 * index}" r="4" fill="{colour}"/>'
+        f'<text x="{LEFT + 24}" y="{top + 18 + 17 * index}">{escape(text)}</text>'
         for index, (text, colour) in enumerate(entries)
     )
     return "".join(lines)
 
 
 def _shade(share: float) -> str:
-    """From light to dark, as budgets grow."""
-    return f"hsl(200 {50 + 30 * share:.0f}% {68 - 40 * share:.0f}%)"
+    """From blue to red, as budgets grow."""
+    return f"hsl({200 + 140 * share:.0f} 60% 52%)"
 
 
 def _without_outliers(losses: np.ndarray) -> np.ndarray:
@@ -168,8 +158,11 @@ class Paper:
         return f'<circle cx="{self.across(x):.1f}" cy="{down:.1f}" r="{radius}" fill="{colour}"/>'
 
     def line(self, x: Sequence[float] | np.ndarray, y: Sequence[float], colour: str, style: str = "line") -> str:
-        """A line through points."""
-        places = "L".join(f"{self.across(a):.1f} {self.down(b):.1f}" for a, b in zip(x, y))
+        """A line through points, as far as it lies inside."""
+        inside = ((a, self.down(b)) for a, b in zip(x, y) if TOP <= self.down(b) <= HEIGHT - BOTTOM)
+        places = "L".join(f"{self.across(a):.1f} {down:.1f}" for a, down in inside)
+        if not places:
+            return ""
         return f'<path class="{style}" stroke="{colour}" fill="none" d="M{places}"/>'
 
     def band(self, x: np.ndarray, ends: np.ndarray, colour: str) -> str:
@@ -186,10 +179,11 @@ def _range(values: np.ndarray) -> tuple[float, float]:
 
 
 def _decades(ends: tuple[float, float]) -> Iterator[float]:
-    """Powers of ten on an axis, or of a thousand where those are many."""
-    powers = range(int(np.ceil(ends[0])), int(np.floor(ends[1])) + 1)
-    step = 1 if len(powers) <= 7 else 3
-    yield from (10.0**power for power in powers if power % step == 0)
+    """Powers of ten on an axis, of a thousand where they are many; twice and five times them too, where few."""
+    powers = range(int(np.floor(ends[0])), int(np.floor(ends[1])) + 1)
+    step, factors = (1, (1, 2, 5)) if len(powers) <= 3 else (1, (1,)) if len(powers) <= 8 else (3, (1,))
+    ticks = (factor * 10.0**power for power in powers if power % step == 0 for factor in factors)
+    yield from (tick for tick in ticks if 10 ** ends[0] <= tick <= 10 ** ends[1])
 
 
 def _rounds(ends: tuple[float, float]) -> Iterator[float]:

@@ -219,7 +219,8 @@ def data(manifest: dict[str, Any]) -> dict[str, Any]:
     splits = []
     for name, said in manifest["splits"].items():
         tokens = sum(said["columns"].values())
-        splits.append((name, said["documents"], tokens, said["bytes"], said["bytes"] / max(tokens, 1)))
+        each = said["bytes"] / max(tokens, 1)
+        splits.append((name, f"{said['documents']:,}", f"{tokens:,}", f"{said['bytes']:,}", f"{each:.2f}"))
     files = [(_at_home(file["path"]), file["size"]) for file in manifest["files"]]
     return {
         "splits": splits,
