@@ -89,7 +89,6 @@ def test_the_caller_wins_over_the_file_and_the_file_over_the_defaults() -> None:
         ({"bad_words": [[]]}, "bad_words.0"),
         ({"bad_words": [5]}, "bad_words.0"),
         ({"bad_words": 5}, "bad_words"),
-        ({"max_tokens": 5}, "max_tokens"),
     ],
 )
 def test_a_setting_that_cannot_be_is_named(given: dict[str, Any], name: str) -> None:
@@ -97,6 +96,21 @@ def test_a_setting_that_cannot_be_is_named(given: dict[str, Any], name: str) -> 
     with pytest.raises(InputError, match=f"the generation setting '{name}") as error:
         Settings.of({}, **given)
     assert "\n" not in str(error.value) and "cannot be used" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("num_beams", "it is called beams here"),
+        ("do_sample", "a temperature above 0 samples, 0 does not"),
+        ("max_tokens", "there are max_new_tokens"),
+        ("qqq", "there are temperature, top_p, beams among others"),
+    ],
+)
+def test_a_setting_that_there_is_not_is_told_from_those_that_there_are(name: str, meant: str) -> None:
+    """Also by the name that it has in transformers."""
+    with pytest.raises(InputError, match=f"there is no generation setting '{name}'; {meant}"):
+        Settings.of({}, **{name: 5})
 
 
 def test_a_file_may_be_wrong_too() -> None:

@@ -368,6 +368,8 @@ def test_what_cannot_speculate_is_said() -> None:
         model.generate(ids, draft=other)
     with pytest.raises(InputError, match="the draft is of shape encoder-decoder, the model decoder; take another"):
         model.generate(ids, draft=odd(0, "encoder-decoder"))
+    with pytest.raises(InputError, match=r"a draft is a model, not a str; load it: draft=af.load\(...\)"):
+        model.generate(ids, draft="smaller")  # type: ignore[call-overload]
     with pytest.raises(InputError, match="and a search weighs several: give no draft"):
         model.generate(ids, draft=longer, beams=2)
     with pytest.raises(InputError, match="give no draft, or set prompt_lookup=0"):

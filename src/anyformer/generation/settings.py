@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -171,6 +172,8 @@ class Settings(BaseModel):
             if not first["loc"]:
                 raise InputError(first["msg"].removeprefix("Value error, ")) from None
             name = ".".join(str(step) for step in first["loc"])
+            if first["type"] == "extra_forbidden":
+                raise InputError(f"there is no generation setting '{name}'; {_meant(name)}") from None
             raise InputError(f"the generation setting '{name}' cannot be used: {first['msg'].lower()}") from None
 
     @model_validator(mode="after")
@@ -216,6 +219,16 @@ class Settings(BaseModel):
         if last and self.forced_eos:
             return self.forced_eos[0]
         return self.forced_bos if first else None
+
+
+def _meant(name: str) -> str:
+    """What an unknown setting is called here, or what it may have meant."""
+    if name in _NAMES:
+        return f"it is called {_NAMES[name]} here"
+    if name == "do_sample":
+        return "a temperature above 0 samples, 0 does not"
+    near = get_close_matches(name, Settings.model_fields, n=3, cutoff=0.5) or ["temperature", "top_p", "beams"]
+    return f"there are {', '.join(near)} among others"
 
 
 def _replaced(given: Mapping[str, Any]) -> tuple[str, ...]:

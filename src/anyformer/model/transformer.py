@@ -384,7 +384,7 @@ class Transformer(nn.Module):
         """Texts as ids, and which are no padding."""
         if isinstance(prompts, str):
             raise InputError("generate takes a list of texts; put the text in one: [text]")
-        if not all(isinstance(prompt, str) for prompt in prompts):
+        if not isinstance(prompts, Sequence) or not all(isinstance(prompt, str) for prompt in prompts):
             raise InputError("generate takes a list of texts or a tensor of ids [B, T]; make one: torch.tensor(ids)")
         rows = self.encode_prompts(prompts, settings)
         ids, valid = left_padded(rows or [[]], settings.pad or 0, self.device)
@@ -405,6 +405,8 @@ class Transformer(nn.Module):
 
     def _speculation(self, draft: Transformer | None, tally: Tally | None, settings: Settings) -> Speculation:
         """What decoding is told of speculation. Raises `InputError` for a draft that does not fit."""
+        if draft is not None and not isinstance(draft, Transformer):
+            raise InputError(f"a draft is a model, not {_a(type(draft).__name__)}; load it: draft=af.load(...)")
         if draft is not None:
             check_draft(self, draft, settings)
         return Speculation(draft, tally)
