@@ -407,7 +407,7 @@ def test_input_that_does_not_fit_is_refused_in_a_sentence() -> None:
     with pytest.raises(InputError, match=r"this model has no tokenizer; set .*, or hand generate a tensor"):
         decoder.generate(["text"])
     with pytest.raises(InputError, match="takes a list of texts or a tensor"):
-        model.generate(None)  # type: ignore[call-overload]
+        decoder.generate(None)  # type: ignore[call-overload]
     with pytest.raises(InputError, match="takes a list of texts"):
         decoder.generate("text")
     with pytest.raises(InputError, match=r"or a tensor of ids \[B, T\]; make one"):
