@@ -1,7 +1,7 @@
 """Linears and embeddings whose matrix stays in blocks: what a model of few bits computes with.
 
 Few rows on a CPU go to the native kernel, which rounds x to 8 bits as well, with a scale for each 32 numbers. For any
-others a tile of W's rows at a time is dequantised and multiplied.
+others a tile of W's rows at a time is dequantised, so few that they stay in the cache, and multiplied.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from anyformer.parts.blocks import Blocks, dequantize
 from anyformer.parts.kernels import native
-from anyformer.parts.linear import Matrix, adjacent, product_dtype
+from anyformer.parts.kernels.wide import product_dtype
+from anyformer.parts.linear import Matrix, adjacent
 
 #: How many numbers of a matrix are dequantised at a time.
 TILE = 1 << 20
@@ -48,19 +49,33 @@ class QuantizedLinear(nn.Module):
         return Matrix(blocks, self.format.code, bias) if fits else None
 
     def product(self, x: Tensor) -> Tensor:
-        """The product without a graph."""
+        """The product without a graph; in float32 where bfloat16 is multiplied more slowly than that."""
         y = x.new_empty(*x.shape[:-1], self.out_features)
+        if x.dtype == torch.bfloat16 and native.fits(x) and not native.narrow_pays():
+            x = x.float()
         for rows, tile in self.tiles(x.dtype):
             bias = None if self.bias is None else self.bias[rows].to(x.dtype)
             y[..., rows] = F.linear(x, tile, bias)
         return y
 
     def tiles(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        """The matrix a few rows at a time, dequantised."""
+        """The matrix a few rows at a time, dequantised; each tile may lie where the one before it lay."""
         step = max(1, TILE // self.in_features)
+        numbers = self.blocks.new_empty(step, self.in_features, dtype=dtype) if self.expands(dtype) else None
         for start in range(0, self.out_features, step):
             rows = slice(start, start + step)
-            yield rows, dequantize(self.blocks[rows], self.format, dtype)
+            blocks = self.blocks[rows]
+            if numbers is None:
+                yield rows, dequantize(blocks, self.format, dtype)
+            else:
+                native.expand(blocks, self.format.code, numbers[: len(blocks)])
+                yield rows, numbers[: len(blocks)]
+
+    def expands(self, dtype: torch.dtype) -> bool:
+        """Whether the native kernel can dequantise this matrix to `dtype`."""
+        blocks = self.blocks
+        ready = dtype == torch.float32 and blocks.device.type == "cpu" and blocks.is_contiguous()
+        return ready and not torch.compiler.is_compiling() and native.library() is not None
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, format={self.format.name}"
@@ -82,6 +97,28 @@ class _Product(torch.autograd.Function):
         for part in parts:
             total = total + part
         return None, total
+
+
+class QuantizedMatrices(nn.Module):
+    """Matrices [E, out, in] in blocks, those of experts, to be multiplied with one at a time."""
+
+    blocks: Tensor
+
+    def __init__(self, matrices: Blocks) -> None:
+        super().__init__()
+        self.shape, self.format = matrices.shape, matrices.format
+        self.register_buffer("blocks", matrices.data)
+
+    def product(self, index: int, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x Wᵀ + b with one of them. Gradients flow to x, and to nothing else."""
+        blocks = self.blocks[index]
+        if native.few(x) and blocks.is_contiguous():
+            return native.linear(x, blocks, self.format.code, bias)
+        product = QuantizedLinear(Blocks(blocks, self.format))(x)
+        return product if bias is None else product + bias
+
+    def extra_repr(self) -> str:
+        return f"{', '.join(map(str, self.shape))}, format={self.format.name}"
 
 
 class QuantizedEmbedding(nn.Module):

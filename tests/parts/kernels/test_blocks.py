@@ -99,3 +99,19 @@ def test_bfloat16_and_all_around_a_product(instructions: str) -> None:
     expected = torch.nn.functional.silu(plain[:, :6]) * plain[:, 6:] + residual.double()
     assert found.dtype == torch.bfloat16
     assert float((found.double() - expected).norm() / expected.norm()) < 2e-2
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@torch.no_grad()
+def test_expanded_rows_are_the_numbers_that_they_stand_for(name: str, instructions: str) -> None:
+    """Rows of one block or of many, spans that end in the middle: what torch dequantises, but for a sum's last
+    rounding; nothing beside them is written."""
+    format = FORMATS[name]
+    for blocks in (1, 2, 3, 5, 18):
+        for rows in (1, 7):
+            matrix_ = matrix(name, rows, blocks * format.elements, blocks)
+            wanted = matrix_.dequantize()
+            found = torch.full((rows + 1, wanted.shape[1]), -77.0)
+            native.expand(matrix_.data, format.code, found[:rows])
+            torch.testing.assert_close(found[:rows], wanted, rtol=1e-6, atol=1e-6 * float(wanted.abs().max()))
+            assert bool((found[rows] == -77.0).all())

@@ -44,6 +44,7 @@ def products(dtype: torch.dtype) -> None:
         blocks, out = random.randint(1, 3 if format.elements == 256 else 11), random.randint(1, 90)
         matrix = torch.randint(0, 256, (out, blocks * format.size), dtype=torch.uint8)
         product(matrix, format.code, blocks * format.elements, dtype)
+        calls.expand(matrix, format.code, torch.empty(out, blocks * format.elements))
 
 
 def attention(dtype: torch.dtype) -> None:

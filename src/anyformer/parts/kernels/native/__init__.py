@@ -5,6 +5,7 @@
     rotary      heads turned in place
     normed      residual + norm(x)
     keep        new keys and values into their slots of a cache
+    expand      a matrix in blocks as numbers, for products of many rows
 
 They are compiled when the package is installed (`building.py`). Where there was no compiler everything runs on plain
 torch, and `library` says so once. torch sees them as its own operators (`calls.py`).
@@ -15,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from anyformer.parts.kernels.native.calls import attention, keep, linear, normed, rotary, strides_of
+from anyformer.parts.kernels.native.calls import attention, expand, keep, linear, normed, rotary, strides_of
 from anyformer.parts.kernels.native.loading import KEPT, TYPES, library, narrow_pays
 
 #: Up to so many rows a product is ours: it reads weights faster than others, and takes in what stands around it.
@@ -45,6 +46,7 @@ __all__ = [
     "KEPT",
     "TYPES",
     "attention",
+    "expand",
     "few",
     "fits",
     "keep",

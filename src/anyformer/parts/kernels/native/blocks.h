@@ -12,7 +12,9 @@
 #include "kernels.h"
 #include "norm.h"
 #include "simd.h"
+#include "threads.h"
 
+#include <algorithm>
 #include <vector>
 
 namespace ISA {
@@ -364,6 +366,41 @@ template <class B> struct Blocks {
                                    read<Vec>(sums.data() + ((m + i) * spans + s) * B::SUMS + part * LANES);
     }
 };
+
+// The numbers of a span, in their order.
+template <class B> void expand(const uint8_t* span, float* y) {
+    const auto own = B::scales(span);
+    uint8_t weights[B::SPAN];
+    float scales[B::SPAN / 4], least[B::SUMS + 1] = {};
+    for (int i = 0; i < B::VECTORS; i++) {
+        write(weights + i * WIDE, B::weights(span, i));
+        write(scales + i * LANES, B::scale(own, i / B::ALIKE));
+    }
+    for (int part = 0; part < B::SUMS / LANES; part++) write(least + part * LANES, B::least(own, part));
+    for (int e = 0; e < B::SPAN; e += LANES) {
+        const int place = B::place(e);
+        const Vec whole = B::SIGNED ? int8s(weights + place) : uint8s(weights + place) - float(B::ZERO);
+        write(y + e, whole * scales[place / 4] + least[B::SUMS ? B::sum_place(e / 32) : 0]);
+    }
+}
+
+// Rows of spans, the last of which may end in the middle.
+template <class B> void expand(const Expand& it) {
+    const int64_t whole = it.in / B::SPAN, bytes = Blocks<B>::row_bytes(it.in);
+    parallel(it.rows, it.threads, [&](int64_t first, int64_t last) {
+        for (int64_t row = first; row < last; row++) {
+            const uint8_t* from = static_cast<const uint8_t*>(it.weight) + row * bytes;
+            float* y = it.y + row * it.in;
+            for (int64_t s = 0; s < whole; s++) expand<B>(from + s * B::BYTES, y + s * B::SPAN);
+            if (whole * B::SPAN == it.in) continue;
+            uint8_t tail[B::BYTES] = {};
+            float numbers[B::SPAN];
+            std::memcpy(tail, from + whole * B::BYTES, bytes - whole * B::BYTES);
+            expand<B>(tail, numbers);
+            std::copy(numbers, numbers + it.in - whole * B::SPAN, y + whole * B::SPAN);
+        }
+    });
+}
 
 }  // namespace
 }  // namespace ISA

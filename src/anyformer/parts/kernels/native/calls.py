@@ -233,6 +233,15 @@ def _fake_keep(x: Tensor, store: Tensor, slots: Any, first: Any) -> None:
     return None
 
 
+def _expand(blocks: Tensor, format: int, out: Tensor) -> None:
+    rows, width = out.shape
+    _make(native.Expand(blocks.data_ptr(), out.data_ptr(), rows, width, format, torch.get_num_threads()), blocks, out)
+
+
+def _fake_expand(blocks: Tensor, format: int, out: Tensor) -> None:
+    return None
+
+
 _run_linear = _operator(
     "linear(Tensor x, Tensor weight, Tensor? bias, int format, Tensor? norm, Tensor? norm_bias, int norm_kind, "
     "float eps, Tensor? residual, str activation, bool gated) -> Tensor",
@@ -257,6 +266,7 @@ _run_normed = _operator(
     _fake_normed,
 )
 _run_keep = _operator("keep(Tensor x, Tensor(a!) store, Tensor? slots, int first) -> ()", _keep, _fake_keep)
+_run_expand = _operator("expand(Tensor blocks, int format, Tensor(a!) out) -> ()", _expand, _fake_expand)
 
 
 def linear(
@@ -327,3 +337,9 @@ def keep(x: Tensor, store: Tensor, slots: Tensor | None, first: int) -> None:
     """Put x [B, heads, T, C] into the slots of a store [B, heads, slots, C]: those that `slots` [B, T] says (-1: none),
     else `first` and those that follow. A store of int8 keeps them in 8 bits (`int8_rows.py`)."""
     _run_keep(x, store, slots, first)
+
+
+def expand(blocks: Tensor, format: int, out: Tensor) -> None:
+    """Write the numbers that rows in blocks [rows, row_bytes] stand for into `out`, float32 [rows, width], both
+    contiguous: those of `parts/blocks.py`'s `dequantize`, but for the last rounding of a sum."""
+    _run_expand(blocks, format, out)

@@ -8,10 +8,11 @@ void attention(const Attention&);
 void rotary(const Rotary&);
 void normed(const Normed&);
 void keep(const Keep&);
+void expand(const Expand&);
 
 #define TEXT_(x) #x
 #define TEXT(x) TEXT_(x)
 extern const Kernels kernels;
-const Kernels kernels = {TEXT(ISA), linear, attention, rotary, normed, keep};
+const Kernels kernels = {TEXT(ISA), linear, attention, rotary, normed, keep, expand};
 
 }  // namespace ISA

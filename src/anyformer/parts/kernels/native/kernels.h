@@ -71,7 +71,15 @@ struct Keep {
     int32_t type, kept;
 };
 
-enum Kind : int32_t { LINEAR, ATTENTION, ROTARY, NORMED, KEEP };
+// Rows in blocks as the numbers that they stand for.
+struct Expand {
+    const void* weight;  // [rows, in], as `format` stores a row
+    float* y;            // [rows, in]
+    int64_t rows, in;
+    int32_t format, threads;
+};
+
+enum Kind : int32_t { LINEAR, ATTENTION, ROTARY, NORMED, KEEP, EXPAND };
 
 // A call that can be made again.
 struct Call {
@@ -86,4 +94,5 @@ struct Kernels {
     void (*rotary)(const Rotary&);
     void (*normed)(const Normed&);
     void (*keep)(const Keep&);
+    void (*expand)(const Expand&);
 };

@@ -93,6 +93,7 @@ EXPORT int anyformer_attention(const Attention* it) { return run(kernels().atten
 EXPORT int anyformer_rotary(const Rotary* it) { return run(kernels().rotary, it); }
 EXPORT int anyformer_normed(const Normed* it) { return run(kernels().normed, it); }
 EXPORT int anyformer_keep(const Keep* it) { return run(kernels().keep, it); }
+EXPORT int anyformer_expand(const Expand* it) { return run(kernels().expand, it); }
 
 // Make calls again, in their order.
 EXPORT int anyformer_replay(const Call* calls, int64_t count) {
@@ -104,6 +105,7 @@ EXPORT int anyformer_replay(const Call* calls, int64_t count) {
             case ROTARY: code = anyformer_rotary(static_cast<const Rotary*>(calls[i].it)); break;
             case NORMED: code = anyformer_normed(static_cast<const Normed*>(calls[i].it)); break;
             case KEEP: code = anyformer_keep(static_cast<const Keep*>(calls[i].it)); break;
+            case EXPAND: code = anyformer_expand(static_cast<const Expand*>(calls[i].it)); break;
         }
         if (code) return code;
     }

@@ -10,7 +10,6 @@
 #include "threads.h"
 
 #include <cmath>
-#include <utility>
 #include <vector>
 
 namespace ISA {
@@ -57,20 +56,17 @@ template <class F> struct Floats {
         std::vector<float> plain(width * STEP);
         for (int64_t row = 0; row < it.rows; row++) {
             normalize({it.x, it.norm, it.norm_bias, it.in, it.type, it.norm_kind, it.eps}, row * it.in, plain.data());
-            for (int64_t c = 0; c < width; c++) F::arrange(plain.data() + c * STEP, at(row, c)->x);
+            for (int64_t c = 0; c < width; c++) F::arrange(plain.data() + c * STEP, x[place(row, c)].x);
         }
     }
 
-    const Step* at(int64_t row, int64_t c) const {
-        return x.data() + (row / INPUTS * width + c) * INPUTS + row % INPUTS;
-    }
-    Step* at(int64_t row, int64_t c) { return const_cast<Step*>(std::as_const(*this).at(row, c)); }
+    int64_t place(int64_t row, int64_t c) const { return (row / INPUTS * width + c) * INPUTS + row % INPUTS; }
 
     static int64_t row_bytes(int64_t in) { return F::bytes(in); }
 
     template <int R, int M> void tile(const char* w, int64_t in, int64_t m, float (*sums)[INPUTS]) const {
         const int64_t stride = F::bytes(in), whole = in / STEP;
-        const Step* inputs = at(m, 0);
+        const Step* inputs = x.data() + place(m, 0);
         Vec total[R][M] = {};
         // The next tile follows these rows of W. Its streams are too short for the machine to see them coming, and it has
         // only so many reads under way: each tile of x asks for its share, so that memory and products take turns.
@@ -203,6 +199,16 @@ void linear(const Linear& it) {
         case Q8_0: return run<Blocks<EightBits>>(it);
         case Q4_K: return run<Blocks<FourBitsOfMany>>(it);
         case Q6_K: return run<Blocks<SixBits>>(it);
+    }
+}
+
+void expand(const Expand& it) {
+    switch (it.format) {
+        case Q4_0: return expand<FourBits<false>>(it);
+        case Q4_1: return expand<FourBits<true>>(it);
+        case Q8_0: return expand<EightBits>(it);
+        case Q4_K: return expand<FourBitsOfMany>(it);
+        case Q6_K: return expand<SixBits>(it);
     }
 }
 

@@ -88,6 +88,18 @@ class Keep(ctypes.Structure):
     )
 
 
+class Expand(ctypes.Structure):
+    """`struct Expand` of kernels.h."""
+
+    function = "anyformer_expand"
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("weight", "y")),
+        *((name, _I64) for name in ("rows", "inputs")),
+        *((name, _I32) for name in ("format", "threads")),
+    )
+
+
 class Call(ctypes.Structure):
     """`struct Call` of kernels.h."""
 
@@ -95,7 +107,7 @@ class Call(ctypes.Structure):
 
 
 #: In the order of `enum Kind`.
-STRUCTURES: tuple[type[ctypes.Structure], ...] = (Linear, Attention, Rotary, Normed, Keep)
+STRUCTURES: tuple[type[ctypes.Structure], ...] = (Linear, Attention, Rotary, Normed, Keep, Expand)
 
 
 def load(path: Path) -> ctypes.CDLL:

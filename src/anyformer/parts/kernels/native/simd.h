@@ -24,6 +24,7 @@ typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
 typedef uint16_t Shorts __attribute__((vector_size(2 * LANES)));
 typedef int8_t Bytes __attribute__((vector_size(LANES)));
+typedef uint8_t UnsignedBytes __attribute__((vector_size(LANES)));
 
 template <class V> inline V read(const void* from) {
     V v;
@@ -160,6 +161,16 @@ inline Vec int8s(const void* from) {
     return (Vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(from))));
 #else
     return __builtin_convertvector(__builtin_convertvector(read<Bytes>(from), Ints), Vec);
+#endif
+}
+
+inline Vec uint8s(const void* from) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(from))));
+#elif defined(__AVX2__)
+    return (Vec)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(from))));
+#else
+    return __builtin_convertvector(__builtin_convertvector(read<UnsignedBytes>(from), Ints), Vec);
 #endif
 }
 
