@@ -80,7 +80,7 @@ def test_lengths_put_each_other_away(base: Recipe) -> None:
         ("position", "write what and its values"),
         ("=alibi", "write what and its values"),
         ("position=", "write what and its values"),
-        ("position=rotary", "varying 'position' changes nothing: rotary"),
+        ("position=rotary", "varying 'position' changes nothing: with rotary"),
         ("norm=rmsnorm", "varying 'norm' changes nothing"),
         ("dropout=0.0", "varying 'dropout' changes nothing"),
         ("run.seed=1,2", "seeds have an option of their own"),

@@ -88,8 +88,8 @@ def variants(base: Recipe, vary: Mapping[str, Sequence[Any]], *, one_at_a_time: 
     alone = {name: [_varied(base, {name: value}, keys) for value in values] for name, values in vary.items()}
     for name, made in alone.items():
         if all(_identity(variant.recipe) == same for variant in made):
-            said = ", ".join(_said(value) for value in vary[name])
-            raise ExperimentError(f"varying '{name}' changes nothing: {said} is what the recipe has by now")
+            said = " or ".join(_said(value) for value in vary[name])
+            raise ExperimentError(f"varying '{name}' changes nothing: with {said} the recipe is what it was")
     if one_at_a_time or len(vary) == 1:
         made = [variant for each in alone.values() for variant in each]
     else:

@@ -34,6 +34,7 @@ def names() -> list[str]:
 def experiment(name: str) -> Experiment:
     """The experiment of that name. Raises `ExperimentError` where there is none."""
     if name not in names():
-        near = get_close_matches(name, names(), n=3, cutoff=0.3) or names()
-        raise ExperimentError(f"there is no experiment '{name}'; there are: {', '.join(near)} (anyformer experiment)")
+        near = get_close_matches(name, names(), n=3, cutoff=0.5)
+        nearest = f"did you mean {' or '.join(near)}? There are" if near else "there are"
+        raise ExperimentError(f"there is no experiment '{name}'; {nearest} {', '.join(names())}")
     return importlib.import_module(f"{claims.__name__}.{name.replace('-', '_')}").EXPERIMENT

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
-from anyformer.errors import SpecError
+from anyformer.errors import PlanError, SpecError
 from anyformer.planning.shapes import shapes
 from anyformer.spec import (
     Block,
@@ -174,3 +174,11 @@ def default_context(spec: Transformer) -> int:
         return spec.context
     position = spec.output.embeddings.position
     return position.size if isinstance(position, Learned) else CONTEXT
+
+
+def check_length(spec: Transformer, tokens: int, what: str) -> None:
+    """See that the model has a position for each token. Raises `PlanError` where it learns fewer."""
+    learned = [stack.embeddings.position for stack in spec.stacks().values()]
+    longest = min((position.size for position in learned if isinstance(position, Learned)), default=tokens)
+    if tokens > longest:
+        raise PlanError(f"{what} of {tokens:,} tokens is longer than the {longest:,} positions that the model learns")

@@ -51,6 +51,7 @@ def summary(
     cache in 8 bits, with `quantize_cache="int8"`.
     """
     context = context or counts.default_context(spec)
+    counts.check_length(spec, context, "a context")
     parameters = counts.parameters(spec)
     forward = counts.forward_flops(spec, context)
     passed = context * len(spec.stacks())

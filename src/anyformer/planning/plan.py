@@ -16,7 +16,7 @@ from anyformer.planning.memory import MOMENTS, Mesh, Step, peak, training_memory
 from anyformer.planning.reading import read_spec
 from anyformer.planning.serving import Load, ServingTime, serving_memory, serving_time
 from anyformer.planning.time import StepTime, step_time
-from anyformer.spec import Learned, Transformer
+from anyformer.spec import Transformer
 
 #: The share of a device's rate of products that training and prompts are taken to attain: what Llama 3 405B's did on
 #: H100s (Grattafiori et al. 2024, table 4: 38% to 43%).
@@ -159,7 +159,7 @@ def plan(
     best = found.precision if found is not None else "bfloat16"
     dtype, precision = dtype or best, precision or best
     context = context or counts.default_context(spec)
-    _check_length(spec, context, "a context")
+    counts.check_length(spec, context, "a context")
     step = _step(
         spec,
         rows=rows,
@@ -198,15 +198,8 @@ def _step(spec: Transformer, **said: Any) -> Step:
     step = Step(**said)
     if step.optimizer not in MOMENTS:
         raise PlanError(f"there is no optimizer '{step.optimizer}'; there are {', '.join(MOMENTS)}")
-    _check_length(spec, step.tokens, "a row")
+    counts.check_length(spec, step.tokens, "a row")
     return step
-
-
-def _check_length(spec: Transformer, tokens: int, what: str) -> None:
-    learned = [stack.embeddings.position for stack in spec.stacks().values()]
-    longest = min((position.size for position in learned if isinstance(position, Learned)), default=tokens)
-    if tokens > longest:
-        raise PlanError(f"{what} of {tokens:,} tokens is longer than the {longest:,} positions that the model learns")
 
 
 def _flops(spec: Transformer, context: int) -> Flops:

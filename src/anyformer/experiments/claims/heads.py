@@ -26,7 +26,8 @@ from anyformer.inspection.interventions import ablate
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Texts and their tokens by which roles are told, in each half; and by which costs are, as many as of repeated tokens.
+#: Texts and their tokens by which roles are told, in each half; and by which costs are, as many as of repeated tokens:
+#: all of them more at a larger scale.
 READ, ROWS, LENGTH = 8, 4, 64
 #: Bytes from which so many tokens come, whatever they are.
 BYTES = 16 * LENGTH
@@ -54,8 +55,9 @@ LINEAR = 0.01
 def measure(lab: Lab) -> Numbers:
     """Roles in two halves of the texts, with the weights and without; then one head after another is taken away."""
     model = trained(lab)
-    texts = _texts(model, lab, 2 * READ + ROWS)
-    halves = texts[:READ], texts[READ : 2 * READ]
+    read = lab.times(READ)
+    texts = _texts(model, lab, 2 * read + lab.times(ROWS))
+    halves = texts[:read], texts[read : 2 * read]
     lab.say("roles, and those of fresh weights")
     scores = [_scores(model, half, lab.seed + seed) for seed, half in enumerate(halves)]
     fresh = models.build(model.spec, seed=lab.seed).eval()
@@ -75,7 +77,7 @@ def measure(lab: Lab) -> Numbers:
         "fresh": [_roles(_scores(fresh, half, lab.seed + seed)) for seed, half in enumerate(halves)],
         "costs": [
             {"layer": layer, "head": head, "copying": (layer, head) in copying, "drawn": (layer, head) in drawn} | cost
-            for (layer, head), cost in _costs(model, texts[2 * READ :], sorted(copying | drawn), lab).items()
+            for (layer, head), cost in _costs(model, texts[2 * read :], sorted(copying | drawn), lab).items()
         ],
     }
 
@@ -115,7 +117,7 @@ def _costs(
     model: models.Transformer, texts: Tensor, chosen: list[tuple[int, int]], lab: Lab
 ) -> dict[tuple[int, int], dict[str, float]]:
     """What the loss rises by without each head, nats a token: on texts, and where random tokens come again."""
-    repeats = repeated_tokens(model, LENGTH // 2, ROWS, seed=lab.seed + len(texts))
+    repeats = repeated_tokens(model, LENGTH // 2, len(texts), seed=lab.seed + ROWS)
     asked = {"text": (texts, texts), "repeats": (repeats, repeats.clone())}
     # What comes first of the second time follows from nothing.
     asked["repeats"][1][:, : LENGTH // 2 + 1] = -100
