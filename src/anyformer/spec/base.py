@@ -47,12 +47,17 @@ class Part(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False, defer_bu
         return type(self).from_data({**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
 
 
+#: What pydantic says in words of Python.
+TABLE = "input should be a table of keys"
+SAID = {"model_type": TABLE, "dict_type": TABLE, "too_short": "input should not be empty"}
+
+
 def explain(error: ValidationError, what: str) -> str:
     """The first complaint of a pydantic error as one sentence with its path."""
     first = error.errors(include_url=False)[0]
     path = ".".join(str(step) for step in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"{what} has no key '{path}'; remove it or correct its spelling"
-    message = first["msg"].removeprefix("Value error, ")
+    message = SAID.get(first["type"], first["msg"].removeprefix("Value error, "))
     where = f" at '{path}'" if path else ""
     return f"{what} is wrong{where}: {message[0].lower()}{message[1:]}"

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -41,7 +42,16 @@ from anyformer.training.optimizers import OPTIMIZERS
 from anyformer.training.schedules import SCHEDULES
 from anyformer.training.watching.trackers import TRACKERS
 
+
+def _count_or_share(value: Any) -> Any:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or value < 0 or (isinstance(value, float) and value >= 1):
+        raise ValueError("this is a whole number, or a share below 1 such as 0.05")
+    return value
+
+
 Share = Annotated[float, Field(ge=0, lt=1)]
+CountOrShare = Annotated[int | float, BeforeValidator(_count_or_share)]
 Strings = tuple[str, ...]
 AnyPart = TypeVar("AnyPart", bound=Part)
 
@@ -125,7 +135,7 @@ class Data(Part, frozen=True):
     validation: Strings | None = None
     encoding: Strings = ("utf-8",)
     exclude: Strings = ()
-    held_out: PositiveInt | Share = 0.05
+    held_out: Annotated[CountOrShare, Field(gt=0)] = 0.05
     columns: dict[str, str | NonNegativeInt] = Field(default_factory=dict)
 
     _lists = field_validator("train", "validation", "encoding", "exclude", mode="before")(_one_or_many)
@@ -172,7 +182,7 @@ class Training(Part, frozen=True):
     optimizer: str = "adamw"
     learning_rate: PositiveFloat | None = None
     schedule: str = "cosine"
-    warmup: NonNegativeInt | Share = 0.05
+    warmup: CountOrShare = 0.05
     final: Annotated[float, Field(ge=0, le=1)] = 0.0
     weight_decay: NonNegativeFloat = 0.1
     clip: NonNegativeFloat = 1.0

@@ -113,6 +113,15 @@ def test_a_template_that_rewrites_earlier_messages_is_refused() -> None:
         records_of(Chat(model), model, {"messages": TALK})
 
 
+def test_what_a_template_refuses_is_named() -> None:
+    """The record, and the template's own words."""
+    assert TALKER.tokenizer is not None
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+    model = tiny("llama:tiny", "chat", tokenizer=TALKER.tokenizer.with_chat_template(strict))
+    with pytest.raises(DataError, match=r"0: the chat template refuses these messages: no system here"):
+        records_of(Chat(model), model, {"messages": TALK})
+
+
 @pytest.mark.parametrize("messages", ["hello", [{"content": "x"}], ["x"], [{"role": 3, "content": "x"}]])
 def test_what_is_no_conversation_is_refused(messages: Any) -> None:
     """In one sentence that names the record."""

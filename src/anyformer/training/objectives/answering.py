@@ -9,7 +9,7 @@ import numpy as np
 
 from anyformer import spec
 from anyformer.data import NO_TARGET, Document, Record, Records
-from anyformer.errors import DataError
+from anyformer.errors import DataError, TextError
 from anyformer.text.templates import CHATML, CHATML_TOKENS
 from anyformer.training.objectives.objective import (
     Batch,
@@ -98,7 +98,7 @@ class Chat(RecordObjective):
 def _asked(tokenizer: Tokenizer, document: Document, length: int) -> Columns:
     """The tokens of a conversation, and which of them the assistant says."""
     messages = conversation(document, "messages")
-    whole = tokenizer.chat(messages, add_generation_prompt=False)
+    whole = written(tokenizer, document, messages)
     spans = [
         span_of_answer(tokenizer, document, whole, messages[: index + 1])
         for index, message in enumerate(messages)
@@ -119,12 +119,23 @@ def conversation(document: Document, field: str) -> list[Mapping[str, Any]]:
     return messages
 
 
+def written(
+    tokenizer: Tokenizer, document: Document, messages: Sequence[Mapping[str, Any]], *, asks: bool = False
+) -> str:
+    """A conversation in the words of the model's template, which `asks` for an answer at its end. Raises `DataError`
+    naming the record where the template refuses it."""
+    try:
+        return tokenizer.chat(messages, add_generation_prompt=asks)
+    except TextError as error:
+        raise DataError(f"{document.name}: {error}") from None
+
+
 def span_of_answer(
     tokenizer: Tokenizer, document: Document, whole: str, messages: Sequence[Mapping[str, Any]]
 ) -> tuple[int, int]:
     """Where in a conversation the assistant's last turn of `messages` stands, the token that ends it included."""
-    before = tokenizer.chat(messages[:-1], add_generation_prompt=True)
-    after = tokenizer.chat(messages, add_generation_prompt=False)
+    before = written(tokenizer, document, messages[:-1], asks=True)
+    after = written(tokenizer, document, messages)
     if not after.startswith(before) or not whole.startswith(after):
         raise DataError(
             f"{document.name}: this model's chat template writes earlier messages anew when later ones follow, so that "

@@ -16,7 +16,7 @@ from anyformer.errors import DataError, TrainingError
 from anyformer.model import Transformer
 from anyformer.parts.masks import Tokens
 from anyformer.training.lora import Adapted
-from anyformer.training.objectives.answering import conversation, span_of_answer
+from anyformer.training.objectives.answering import conversation, span_of_answer, written
 from anyformer.training.objectives.objective import Batch, Columns, Conditional, RecordObjective
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _answered(tokenizer: Tokenizer, document: Document, name: str) -> Answered:
     messages = said if said and said[0]["role"] != "assistant" else [*asked, *said]
     if not messages or messages[-1]["role"] != "assistant":
         raise DataError(f"{document.name}: the last message of {name} must be the assistant's")
-    whole = tokenizer.chat(messages, add_generation_prompt=False)
+    whole = written(tokenizer, document, messages)
     begin, end = span_of_answer(tokenizer, document, whole, messages)
     return whole[:begin], whole[begin:end]
 
