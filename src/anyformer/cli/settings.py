@@ -222,7 +222,7 @@ BatchInvariant = Annotated[
     bool | None,
     typer.Option(
         "--batch-invariant",
-        help="Let no answer depend on the others, to the bit: slower.",
+        help="Let no answer depend on the others, to the bit; beyond 512 tokens each is then decoded by itself.",
         show_default=False,
     ),
 ]

@@ -9,7 +9,8 @@ attention is shown, hidden ones included (He 2025, "Defeating Nondeterminism in 
              All others go alone, as do those that speculate or search by contrast
     draws    are made row by row (`sampling.next_token`)
 
-It costs what reading prompts together would have saved; of rows that go alone, what steps together would have.
+It costs what reading prompts together would have saved; of rows that go alone, what steps together would have
+(`benchmarks/invariance.py`).
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class Settings(BaseModel):
                         once if it has at all (OpenAI's definition). Of the prompt nothing counts
     bad_words           sequences of ids of which none is ever completed; one that is an end token alone does not count
     max_new_tokens      the most to add to each sequence
-    batch_invariant     give a sequence, to the bit, what it gets alone, whatever shares its batch: slower
+    batch_invariant     give a sequence, to the bit, what it gets alone, whatever shares its batch: at a cost
                         (`generation/invariance.py`)
     quantize_cache      keep keys and values in 8 bits ("int8"): about half the bytes of bfloat16, nearly the same text
     eos                 ids that end a sequence; `pad` fills up after one
