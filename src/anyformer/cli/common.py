@@ -72,6 +72,15 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="How many CPU threads to use.", callback=_use_threads, show_default=False),
 ]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set a key of the recipe to a TOML value: training.steps=200.",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 DebugOption = Annotated[
     bool, typer.Option("--debug", help="Show the traceback of an error, and why anything is slower than it could be.")

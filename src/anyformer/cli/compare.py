@@ -7,17 +7,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from anyformer.cli.common import DebugOption, JsonOption, ThreadsOption, new_table, note, print_json, print_table
+from anyformer.cli.common import (
+    DebugOption,
+    JsonOption,
+    SetOption,
+    ThreadsOption,
+    new_table,
+    note,
+    print_json,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from anyformer.comparing import Comparison
 
 BaseArgument = Annotated[
     str, typer.Argument(metavar="BASE.toml", help="The recipe that everything is compared with.", show_default=False)
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the base first.", show_default=False),
 ]
 WorkersOption = Annotated[
     int | None,

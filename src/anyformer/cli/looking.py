@@ -70,7 +70,8 @@ def _lens_facts(seen: Look) -> dict[str, Any] | None:
 def _print_lens(seen: Look) -> None:
     """What each layer would answer where it matters: its likeliest answers at one place, or its first at several."""
     if (found := seen.lens) is None:
-        print(f"this model's head ({seen.model.spec.head.kind}) has no answer at each position to look at\n")
+        kind = seen.model.spec.head.kind
+        print(f"no lens: this model's head ({kind}) answers with no tokens; heads and norms are seen all the same\n")
         return
     positions = seen.positions()[:ACROSS]
     pieces, several = seen.tokens[seen.stack], len(positions) > 1

@@ -7,8 +7,17 @@ from typing import Annotated
 
 import typer
 
-from anyformer.cli.common import DebugOption, JsonOption, ThreadsOption, new_table, note, print_json, print_table
-from anyformer.cli.compare import BaseArgument, SetOption, WorkersOption
+from anyformer.cli.common import (
+    DebugOption,
+    JsonOption,
+    SetOption,
+    ThreadsOption,
+    new_table,
+    note,
+    print_json,
+    print_table,
+)
+from anyformer.cli.compare import BaseArgument, WorkersOption
 from anyformer.errors import ExperimentError
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from anyformer.cli.common import DebugOption, EncodingOption, JsonOption, ThreadsOption, note, print_json
+from anyformer.cli.common import DebugOption, EncodingOption, JsonOption, SetOption, ThreadsOption, note, print_json
 from anyformer.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -25,15 +25,7 @@ def train(
             metavar="[RECIPE.toml | TEXTS...]", help="A recipe, or text files, folders and globs.", show_default=False
         ),
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Set a key of the recipe to a TOML value: training.steps=200.",
-            show_default=False,
-        ),
-    ] = None,
+    settings: SetOption = None,
     resume: Annotated[
         Path | None,
         typer.Option("--resume", metavar="RUN", help="Go on with a run from its last checkpoint.", show_default=False),
