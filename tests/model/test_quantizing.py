@@ -46,13 +46,14 @@ SHAPES = ("llama", "gpt2", "bert", "t5", "bart", "gemma3", "deepseek_v3", "gpt_o
 @pytest.mark.parametrize(("name", "how"), [*((name, "int4") for name in SHAPES), ("llama", "int8")])
 @torch.no_grad()
 def test_a_model_in_blocks_is_its_dequantised_twin(name: str, how: str) -> None:
-    """Every family's logits are those of the same numbers in floats; embeddings, heads and layers are in blocks. There
-    are more rows than the native kernels take, which round what they multiply with to 8 bits."""
+    """Every family's logits are those of the same numbers in floats; embeddings, heads and layers are in blocks. The
+    native kernels are left out, for they round what they multiply few rows with (an expert's, say) to 8 bits."""
     model = af.load(f"{name}:tiny", device="cpu", quantize=how)
     assert model.quantization is not None and model.quantization.how == how
     ids = torch.randint(4, 200, (2, native.FEW // 2 + 1), generator=torch.Generator().manual_seed(0))
     more = {"source": ids.flip(1)} if model.spec.encoder is not None and model.spec.decoder is not None else {}
-    found, expected = model(ids, **more), plain(model)(ids, **more)
+    with mock.patch.object(native, "library", lambda: None):
+        found, expected = model(ids, **more), plain(model)(ids, **more)
     torch.testing.assert_close(found.hidden, expected.hidden, rtol=1e-3, atol=1e-4)
     if found.logits is not None:
         torch.testing.assert_close(found.logits, expected.logits, rtol=1e-3, atol=1e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 from typing import Literal
+from unittest import mock
 
 import pytest
 import torch
@@ -11,10 +12,14 @@ from gradients import draw, gradcheck
 from torch import Tensor
 
 from anyformer import spec
+from anyformer.checkpoints.quantizing import quantize
+from anyformer.parts.blocks import FORMATS
 from anyformer.parts.context import Context
 from anyformer.parts.experts import Experts
 from anyformer.parts.feedforward import ACTIVATIONS
+from anyformer.parts.kernels import native
 from anyformer.parts.masks import Tokens
+from anyformer.parts.quantized import QuantizedMatrices
 
 SHARED = [{}, {"shared_hidden": 5}, {"shared_hidden": 8, "shared_gate": True}]
 FORMS = [
@@ -216,3 +221,59 @@ def test_under_autocast_experts_multiply_in_its_dtype() -> None:
     assert matrices and {saved.dtype for saved in matrices} == {torch.bfloat16}
     assert found.dtype == torch.float32
     assert (found - wanted).abs().max() < 0.03 * wanted.abs().max()
+
+
+#: What the rounding of inputs to 8 bits may change, of the largest number.
+ROUNDING = {"Q8_0": 0.02, "Q4_0": 0.02, "Q4_K": 0.02}
+
+
+@pytest.mark.parametrize("name", ROUNDING)
+@torch.no_grad()
+def test_experts_in_blocks_are_their_dequantised_twins(name: str) -> None:
+    """By the native kernel within its rounding of inputs, and without it to float32's own precision, few or many.
+    Some matrices may stay in floats."""
+    torch.manual_seed(0)
+    width = FORMATS[name].elements
+    for experts, top_k, gated, tokens in ((5, 2, True, 1), (4, 3, False, 7), (3, 1, True, 90), (6, 4, True, 90)):
+        mixture = spec.MixtureOfExperts(experts=experts, top_k=top_k, hidden=width, gated=gated)
+        part, twin = Experts(mixture, width), Experts(mixture, width)
+        for parameter in part.parameters():
+            parameter.normal_(0, 0.1)
+        twin.load_state_dict(part.state_dict())
+        for child in ("gate", "up") if gated else ("up", "down"):
+            blocks = quantize(getattr(part, child), FORMATS[name], search=False)
+            getattr(twin, child).copy_(blocks.dequantize())
+            delattr(part, child)
+            part.add_module(child, QuantizedMatrices(blocks))
+        x, context = torch.randn(1, tokens, width), Context(Tokens(tokens, start=0))
+        found, wanted = part(x, context), twin.every(x[0], *routed(twin, x[0])).view_as(x)
+        assert float((found - wanted).abs().max() / wanted.abs().max()) < ROUNDING[name]
+        with mock.patch.object(native, "library", lambda: None):
+            found = part(x, context)
+        assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_few_tokens_go_through_their_experts_alone(dtype: torch.dtype) -> None:
+    """The path of decoding, in floats: what every expert's part in the reference comes to; experts that nobody chose
+    are not read."""
+    torch.manual_seed(0)
+    part = Experts(BiasedExperts(experts=5, top_k=2, hidden=24), 20)
+    for parameter in part.parameters():
+        parameter.normal_(0, 0.3)
+    x = torch.randn(3, 20)
+    weight, chosen = routed(part, x)
+    wanted = part.every(x, weight, chosen)
+    part.to(dtype)
+    for index in set(range(5)) - set(chosen.flatten().tolist()):
+        part.up[index] = torch.nan
+    found = part.apart(x.to(dtype), weight.to(dtype), chosen)
+    bound = 1e-5 if dtype == torch.float32 else 0.03
+    assert float((found.float() - wanted).abs().max() / wanted.abs().max()) < bound
+
+
+def routed(part: Experts, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights of the chosen experts, and which they are."""
+    _, weight, chosen = part.route(x_ND)
+    return weight, chosen

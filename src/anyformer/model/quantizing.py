@@ -14,8 +14,9 @@ from anyformer.checkpoints.quantizing import fitting, quantize
 from anyformer.errors import InputError
 from anyformer.model.transformer import Transformer
 from anyformer.parts.blocks import FORMATS, Blocks
+from anyformer.parts.experts import Experts
 from anyformer.parts.linear import Embedding, Linear, SideBySide
-from anyformer.parts.quantized import QuantizedEmbedding, QuantizedLinear, lay_side_by_side
+from anyformer.parts.quantized import QuantizedEmbedding, QuantizedLinear, QuantizedMatrices, lay_side_by_side
 
 #: The format of most matrices of a model that is quantised as it is loaded.
 FORMAT_OF = {"int8": "Q8_0", "int4": "Q4_K"}
@@ -78,6 +79,22 @@ def unfilled(checkpoint: Checkpoint, how: str, dtype: torch.dtype, device: torch
         made[matrix], formats[name] = found, found.format.name
         replaced = isinstance(module, Embedding)
         model.set_submodule(name, QuantizedEmbedding(found, dtype) if replaced else QuantizedLinear(found, module.bias))
+    stacked: list[Blocks] = []
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, Experts):
+            continue
+        for child in ("gate", "up", "down"):
+            if getattr(module, child) is None:
+                continue
+            matrices = f"{name}.{child}"
+            found = _converted(checkpoint, how, matrices, table=False)
+            if isinstance(found, str):
+                whole[matrices] = found
+                continue
+            formats[matrices] = found.format.name
+            stacked.append(found)
+            delattr(module, child)
+            module.add_module(child, QuantizedMatrices(found))
     # As `building.unfilled` does, but for the blocks, which have come to stay.
     model._apply(
         lambda tensor: (
@@ -88,7 +105,7 @@ def unfilled(checkpoint: Checkpoint, how: str, dtype: torch.dtype, device: torch
     for module in model.modules():
         if isinstance(module, SideBySide):
             lay_side_by_side(module.side_by_side())
-    size = sum(blocks.data.numel() for blocks in made.values())
+    size = sum(blocks.data.numel() for blocks in (*made.values(), *stacked))
     model.quantization = Quantization(how, formats, whole, size)
     return model.requires_grad_(False)
 
@@ -103,15 +120,19 @@ def _blocks(checkpoint: Checkpoint, how: str, name: str, model: Transformer) -> 
         return "read otherwise than by products"
     if parent == "head" and not isinstance(checkpoint.spec.head, spec.LanguageModelHead | spec.MaskedLanguageModelHead):
         return "a head of few labels"
-    matrix = f"{name}.weight"
+    table = isinstance(model.get_submodule(name), Embedding) or name == "head.output"
+    return _converted(checkpoint, how, f"{name}.weight", table=table)
+
+
+def _converted(checkpoint: Checkpoint, how: str, matrix: str, *, table: bool) -> Blocks | str:
+    """The blocks of a tensor [..., out, in] of a checkpoint, or the reason why it has none."""
     kept = checkpoint.blocks.get(matrix)
     if how == KEEP:
         return kept or "not in blocks in the file"
     if kept is not None and kept.format.bits <= FORMATS[FORMAT_OF[how]].bits:
         return kept  # more bits would bring back nothing
     tensor = checkpoint.tensors[matrix]
-    table = isinstance(model.get_submodule(name), Embedding) or name == "head.output"
-    format = fitting(FORMATS[FORMAT_OF[how]], tensor.shape[1], table=table)
+    format = fitting(FORMATS[FORMAT_OF[how]], tensor.shape[-1], table=table)
     if format is None:
         return "rows are no whole blocks"
     return kept if kept is not None and kept.format == format else quantize(tensor, format)

@@ -15,7 +15,7 @@ from anyformer.checkpoints.tensors import Lazy
 from anyformer.errors import InputError
 from anyformer.model.transformer import Transformer
 from anyformer.parts.blocks import Blocks
-from anyformer.parts.quantized import QuantizedEmbedding, QuantizedLinear
+from anyformer.parts.quantized import QuantizedEmbedding, QuantizedLinear, QuantizedMatrices
 
 if TYPE_CHECKING:
     from anyformer.text import Tokenizer
@@ -58,9 +58,9 @@ def write_file(model: Transformer, path: Path, tokenizer: Tokenizer | None) -> N
 def blocks_of(model: Transformer) -> dict[str, Blocks]:
     """The matrices of a model that are in blocks, by the names of the parameters that they stand for."""
     return {
-        f"{name}.weight": Blocks(module.blocks, module.format)
+        name if isinstance(module, QuantizedMatrices) else f"{name}.weight": Blocks(module.blocks, module.format)
         for name, module in model.named_modules()
-        if isinstance(module, QuantizedLinear | QuantizedEmbedding)
+        if isinstance(module, QuantizedLinear | QuantizedEmbedding | QuantizedMatrices)
     }
 
 

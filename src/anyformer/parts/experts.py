@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +13,10 @@ from anyformer import spec
 from anyformer.parts.cache import LayerCache
 from anyformer.parts.context import Context
 from anyformer.parts.feedforward import ACTIVATIONS, FeedForward
+from anyformer.parts.kernels import native
 from anyformer.parts.kernels.wide import product_dtype
 from anyformer.parts.linear import Linear
+from anyformer.parts.quantized import QuantizedMatrices
 
 #: A product of each token with a matrix of its expert: (x, weight [E, out, in], bias [E, out] or None).
 Multiply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -23,7 +26,8 @@ class Experts(nn.Module):
     """y = Σ_k w_k · expert_k(x) over each token's `top_k` of E experts (Shazeer et al. 2017, eq. 2).
 
     Tokens are sorted by expert, so that each matrix is multiplied once with all of its tokens (grouped products), not
-    once a token. The weights of all experts are one parameter a matrix: gate and up [E, F, D], down [E, D, F].
+    once a token. The weights of all experts are one parameter a matrix: gate and up [E, F, D], down [E, D, F]; in a
+    quantised model `QuantizedMatrices` stand in their places.
 
     A family's own mixture is a subclass, built from its own `spec.RoutedExperts`: another `route`, or another
     `activate`, and whatever parameters its `shapes` name besides.
@@ -83,7 +87,8 @@ class Experts(nn.Module):
         dtype = product_dtype(x)
 
         def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            return multiply(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+            weight = weight.to(dtype) if isinstance(weight, Tensor) else weight
+            return multiply(x.to(dtype), weight, None if bias is None else bias.to(dtype))
 
         gate = None if self.gate is None else product(x, self.gate, self.gate_bias)
         up = product(x, self.up, self.up_bias)
@@ -91,12 +96,27 @@ class Experts(nn.Module):
 
     def combine(self, x_ND: Tensor, weight_NK: Tensor, chosen_NK: Tensor) -> Tensor:
         """The weighted sum of what the chosen experts make of each token, [N, D]."""
+        if self.quantized() or native.few(x_ND):
+            return self.apart(x_ND, weight_NK, chosen_NK)
         return (self.sorted if self.groupable(x_ND) else self.every)(x_ND, weight_NK, chosen_NK)
+
+    def quantized(self) -> bool:
+        """Whether some of the experts' matrices are in blocks."""
+        return any(isinstance(module, QuantizedMatrices) for module in self.children())
 
     def groupable(self, x: Tensor) -> bool:
         """Whether grouped products can serve: they take no float64, and rows of whole 16 bytes only."""
         bytes_ = product_dtype(x).itemsize
         return x.dtype != torch.float64 and all(width * bytes_ % 16 == 0 for width in self.up.shape[1:])
+
+    def apart(self, x_ND: Tensor, weight_NK: Tensor, chosen_NK: Tensor) -> Tensor:
+        """One chosen expert after the other, on its own tokens: for few rows, and for matrices in blocks."""
+        out_ND = torch.zeros_like(x_ND)
+        for index in chosen_NK.unique().tolist():
+            token, rank = (chosen_NK == index).nonzero(as_tuple=True)
+            made = self.feed_forward(x_ND[token], partial(_multiply, index))
+            out_ND = out_ND.index_add(0, token, made.to(x_ND.dtype) * weight_NK[token, rank, None])
+        return out_ND
 
     def sorted(self, x_ND: Tensor, weight_NK: Tensor, chosen_NK: Tensor) -> Tensor:
         """Each expert's tokens side by side, one grouped product a matrix."""
@@ -132,3 +152,13 @@ class Experts(nn.Module):
         real = valid.flatten().float()[:, None]
         count = real.sum().clamp(min=1)
         return self.experts * ((choices_NE * real).sum(0) / count * (shares_NE * real).sum(0) / count).sum()
+
+
+def _multiply(index: int, x: Tensor, weight: Tensor | QuantizedMatrices, bias: Tensor | None) -> Tensor:
+    """The product with the matrix of one expert."""
+    own = None if bias is None else bias[index]
+    if isinstance(weight, QuantizedMatrices):
+        return weight.product(index, x, own)
+    if native.few(x) and weight.is_contiguous():
+        return native.linear(x, weight[index], native.TYPES[x.dtype], own)
+    return F.linear(x, weight[index], own)
