@@ -51,6 +51,9 @@ def test_products_and_gradients_are_the_exact_ones_of_what_is_kept(
 
     y = wide.linears(x, weights, biases, dtype)
     found = _gradients(y, dy, learning)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = _gradients(wide.linears(x, weights, biases, dtype), dy, learning)
+    assert all(map(torch.equal, found, again))  # also where gradients are made within autocast
 
     exact = [tensor.detach().double().requires_grad_() for tensor in learning]
     its_biases = exact[1 + len(widths) :] if biased else [None] * len(widths)

@@ -84,6 +84,11 @@ class _Linears(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *come_back: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        with torch.autocast("cpu", enabled=False):  # who asks for gradients within one has them made so as well
+            return _Linears._gradients(ctx, come_back)
+
+    @staticmethod
+    def _gradients(ctx: Any, come_back: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
         of_x, _, _, *of_matrices = ctx.needs_input_grad
         of_weights = of_matrices[: len(weights)]
