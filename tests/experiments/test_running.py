@@ -70,5 +70,5 @@ def test_data_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:
-    with pytest.raises(ExperimentError, match="no experiment 'casual'; there are: causal"):
+    with pytest.raises(ExperimentError, match="no experiment 'casual'; did you mean causal\\? There are activations"):
         experiment("casual")

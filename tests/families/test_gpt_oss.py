@@ -107,8 +107,8 @@ def test_flops_of_its_experts() -> None:
     spec = families.gpt_oss("tiny", num_experts_per_tok=4, intermediate_size=77)
     module = mixer(spec).module()(mixer(spec), 64)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(torch.randn(1, 6, 64), Context(Tokens(6, start=0)))
-    assert planning.forward_flops(spec, 6)["experts"] == pytest.approx(2 * counter.get_total_flops(), rel=0.01)
+        module(torch.randn(1, 40, 64), Context(Tokens(40, start=0)))  # few rows go to kernels that nobody counts
+    assert planning.forward_flops(spec, 40)["experts"] == pytest.approx(2 * counter.get_total_flops(), rel=0.01)
 
 
 def test_a_spec_of_plain_experts_is_no_gpt_oss() -> None:

@@ -16,10 +16,10 @@ from anyformer.parts.feedforward import ACTIVATIONS, FeedForward
 from anyformer.parts.kernels import native
 from anyformer.parts.kernels.wide import product_dtype
 from anyformer.parts.linear import Linear
-from anyformer.parts.quantized import QuantizedMatrices
+from anyformer.parts.quantized import QuantizedMatrices, numbers
 
 #: A product of each token with a matrix of its expert: (x, weight [E, out, in], bias [E, out] or None).
-Multiply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Multiply = Callable[[Tensor, Tensor | QuantizedMatrices, Tensor | None], Tensor]
 
 
 class Experts(nn.Module):
@@ -86,7 +86,7 @@ class Experts(nn.Module):
         its dtype, of which grouped products know nothing themselves."""
         dtype = product_dtype(x)
 
-        def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        def product(x: Tensor, weight: Tensor | QuantizedMatrices, bias: Tensor | None) -> Tensor:
             weight = weight.to(dtype) if isinstance(weight, Tensor) else weight
             return multiply(x.to(dtype), weight, None if bias is None else bias.to(dtype))
 
@@ -96,7 +96,7 @@ class Experts(nn.Module):
 
     def combine(self, x_ND: Tensor, weight_NK: Tensor, chosen_NK: Tensor) -> Tensor:
         """The weighted sum of what the chosen experts make of each token, [N, D]."""
-        if self.quantized() or native.few(x_ND):
+        if x_ND.device.type == "cpu" and (self.quantized() or native.few(x_ND)):
             return self.apart(x_ND, weight_NK, chosen_NK)
         return (self.sorted if self.groupable(x_ND) else self.every)(x_ND, weight_NK, chosen_NK)
 
@@ -110,7 +110,8 @@ class Experts(nn.Module):
         return x.dtype != torch.float64 and all(width * bytes_ % 16 == 0 for width in self.up.shape[1:])
 
     def apart(self, x_ND: Tensor, weight_NK: Tensor, chosen_NK: Tensor) -> Tensor:
-        """One chosen expert after the other, on its own tokens: for few rows, and for matrices in blocks."""
+        """One chosen expert after the other, on its own tokens: for few rows, and for matrices in blocks, of which no
+        others are dequantised. Which they are the host must know: not where it would wait for a device to say so."""
         out_ND = torch.zeros_like(x_ND)
         for index in chosen_NK.unique().tolist():
             token, rank = (chosen_NK == index).nonzero(as_tuple=True)
@@ -124,8 +125,8 @@ class Experts(nn.Module):
         token = order // self.top_k
         ends = torch.searchsorted(expert, torch.arange(self.experts, device=x_ND.device), right=True).int()
 
-        def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            product = F.grouped_mm(x, weight.transpose(-1, -2), offs=ends)
+        def multiply(x: Tensor, weight: Tensor | QuantizedMatrices, bias: Tensor | None) -> Tensor:
+            product = F.grouped_mm(x, numbers(weight, x.dtype).transpose(-1, -2), offs=ends)
             return product if bias is None else product + bias[expert]
 
         out = self.feed_forward(x_ND[token], multiply) * weight_NK.flatten()[order, None]
@@ -136,8 +137,8 @@ class Experts(nn.Module):
         weight_NE = torch.zeros(len(x_ND), self.experts, dtype=x_ND.dtype, device=x_ND.device)
         weight_NE = weight_NE.scatter(1, chosen_NK, weight_NK)
 
-        def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            product = x @ weight.transpose(-1, -2)
+        def multiply(x: Tensor, weight: Tensor | QuantizedMatrices, bias: Tensor | None) -> Tensor:
+            product = x @ numbers(weight, x.dtype).transpose(-1, -2)
             return product if bias is None else product + bias[:, None]
 
         out_END = self.feed_forward(x_ND.expand(self.experts, -1, -1), multiply)

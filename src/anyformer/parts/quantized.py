@@ -121,6 +121,13 @@ class QuantizedMatrices(nn.Module):
         return f"{', '.join(map(str, self.shape))}, format={self.format.name}"
 
 
+def numbers(matrices: Tensor | QuantizedMatrices, dtype: torch.dtype) -> Tensor:
+    """All of them [E, out, in] as numbers of `dtype`."""
+    if isinstance(matrices, QuantizedMatrices):
+        return dequantize(matrices.blocks, matrices.format, dtype)
+    return matrices.to(dtype)
+
+
 class QuantizedEmbedding(nn.Module):
     """Rows of a table [V, D] in blocks by their index, dequantised as they are looked up."""
 

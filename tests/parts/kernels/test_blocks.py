@@ -10,6 +10,7 @@ from torch import Tensor
 
 from anyformer.parts.blocks import FORMATS, Blocks
 from anyformer.parts.kernels import native
+from anyformer.parts.kernels.native import building
 
 library = native.library()
 if library is None:
@@ -35,7 +36,7 @@ def rounded(x: Tensor) -> Tensor:
     return (whole.double() * (most / 127).double()).view_as(x)
 
 
-@pytest.fixture(params=["avx512", "avx2", "portable"])
+@pytest.fixture(params=building.instruction_sets())
 def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
     assert library is not None
     best = library.anyformer_instructions()

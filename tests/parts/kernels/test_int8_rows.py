@@ -14,9 +14,10 @@ from torch import Tensor
 from anyformer.parts import kernels
 from anyformer.parts.kernels import Scores, few, native, reference
 from anyformer.parts.kernels.int8_rows import GROUP, Int8Rows, numbers, quantized
+from anyformer.parts.kernels.native import building
 from anyformer.parts.masks import Causal, Tokens, Valid, Window, lower
 
-SETS = ("avx512", "avx2", "portable")
+SETS = tuple(building.instruction_sets())
 needs_library = pytest.mark.skipif(native.library() is None, reason="the native kernels are not compiled")
 WIDTHS = st.sampled_from([1, 3, 16, 31, 40, 63, 64, 65, 96, 128, 200])
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from anyformer import spec
 from anyformer.parts.blocks import FORMATS
 from anyformer.parts.kernels.int8_rows import Int8Rows, quantized
-from anyformer.parts.kernels.native import calls, loading
+from anyformer.parts.kernels.native import building, calls, loading
 from anyformer.parts.norms import Norm
 
 
@@ -80,7 +80,7 @@ def main(path: Path) -> None:
     loading.library = lambda: library  # type: ignore[assignment]
     random.seed(0)
     torch.manual_seed(0)
-    for name in ("portable", "avx2", "avx512"):
+    for name in building.instruction_sets():
         if library.anyformer_use(name.encode()):
             for turn in range(30):
                 dtype = random.choice(list(loading.TYPES))

@@ -14,10 +14,11 @@ from torch import Tensor
 from anyformer import spec
 from anyformer.parts.feedforward import ACTIVATIONS
 from anyformer.parts.kernels import native
+from anyformer.parts.kernels.native import building
 from anyformer.parts.norms import Norm
 
 DTYPES = [torch.float32, torch.bfloat16]
-SETS = ["avx512", "avx2", "portable"]
+SETS = list(building.instruction_sets())
 
 
 @pytest.fixture(autouse=True, params=SETS)

@@ -31,6 +31,7 @@ _X86 = {
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma", "-mf16c"),
 }
+_ARM: dict[str, tuple[str, ...]] = {"portable": (), "dotprod": ("-march=armv8.2-a+dotprod",)}
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden")
 
 
@@ -40,7 +41,8 @@ class CannotCompile(Exception):
 
 def instruction_sets() -> dict[str, tuple[str, ...]]:
     """The flags of each instruction set that this kind of machine may have."""
-    return _X86 if platform.machine().lower() in ("x86_64", "amd64") else {"portable": ()}
+    known = {"x86_64": _X86, "amd64": _X86, "aarch64": _ARM, "arm64": _ARM}
+    return known.get(platform.machine().lower(), {"portable": ()})
 
 
 def library_name() -> str:

@@ -9,6 +9,11 @@
 #include <cpuid.h>
 namespace avx512 { extern const Kernels kernels; }
 namespace avx2 { extern const Kernels kernels; }
+#elif defined(__aarch64__)
+#if defined(__linux__)
+#include <sys/auxv.h>
+#endif
+namespace dotprod { extern const Kernels kernels; }
 #endif
 namespace portable { extern const Kernels kernels; }
 
@@ -27,6 +32,10 @@ struct Sets {
             best_first[count++] = &avx512::kernels;
         if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
             best_first[count++] = &avx2::kernels;
+#elif defined(__aarch64__) && defined(__linux__)
+        if (getauxval(AT_HWCAP) & (1ul << 20)) best_first[count++] = &dotprod::kernels;  // HWCAP_ASIMDDP
+#elif defined(__aarch64__) && defined(__APPLE__)
+        best_first[count++] = &dotprod::kernels;  // every Mac with such a processor has it
 #endif
         best_first[count++] = &portable::kernels;
     }
