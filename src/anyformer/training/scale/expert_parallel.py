@@ -23,6 +23,7 @@ from anyformer import spec
 from anyformer.model import Transformer
 from anyformer.model.laid import local
 from anyformer.parts.experts import Experts
+from anyformer.parts.quantized import QuantizedMatrices
 from anyformer.training.scale.meshes import Common, Exchange, exchange
 
 
@@ -66,7 +67,7 @@ def _experts_here(mixture: Experts, rows: Tensor, counts_RE: Tensor) -> Tensor:
     ends = counts_RE.sum(0).cumsum(0).int()
     counts = None if mixture.groupable(rows) and len(rows) else counts_RE.sum(0).tolist()
 
-    def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def multiply(x: Tensor, weight: Tensor | QuantizedMatrices, bias: Tensor | None) -> Tensor:
         weight, bias = local(weight).to(x.dtype), None if bias is None else local(bias)
         if counts is None:
             product = F.grouped_mm(x, weight.transpose(-1, -2), offs=ends)
