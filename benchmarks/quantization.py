@@ -29,7 +29,7 @@ from anyformer.parts.blocks import FORMATS
 BOOKS = ("austen-persuasion", "melville-moby_dick", "chesterton-brown", "shakespeare-hamlet")
 WINDOW, WINDOWS = 512, 4
 FLOATS = {"f32": torch.float32, "bf16": torch.bfloat16}
-LOADED: tuple[Literal["int8", "int4"], ...] = ("int8", "int4")
+LOADED: tuple[Literal["int8"], Literal["int4"]] = ("int8", "int4")
 TYPES = (*FLOATS, *LOADED, "q8_0", "q6_k", "q4_k", "q4_1", "q4_0")
 
 
@@ -93,15 +93,15 @@ def theirs(path: Path, ids: torch.Tensor) -> float | None:
     return float(np.mean(found))
 
 
-def measured(reference: str, source: Transformer, kind: str, ids: torch.Tensor) -> tuple[int, float, float | None]:
+def measured(source: Transformer, kind: str, ids: torch.Tensor) -> tuple[int, float, float | None]:
     """Bytes, the loss here, and the loss in llama.cpp, of the model in a format."""
-    for way in LOADED:
-        if kind == way:
-            model = af.load(reference, dtype="bfloat16", device="cpu", quantize=way)
-            held = {each.untyped_storage() for each in (*model.parameters(), *model.buffers())}
-            return sum(storage.nbytes() for storage in held), ours(model, ids), None
     with tempfile.TemporaryDirectory() as place:
         path = Path(place, "model.gguf")
+        if kind in LOADED:
+            write(source, path, "f32")
+            model = af.load(path, dtype="bfloat16", device="cpu", quantize=kind)
+            held = {each.untyped_storage() for each in (*model.parameters(), *model.buffers())}
+            return sum(storage.nbytes() for storage in held), ours(model, ids), None
         write(source, path, kind)
         return path.stat().st_size, ours(af.load(path, dtype="float32", device="cpu"), ids), theirs(path, ids)
 
@@ -113,7 +113,7 @@ def main(reference: str, *types: str) -> None:
     print(f"{ids.numel():,} tokens in windows of {WINDOW}; as it was read, in float32: {plain:.4f}")
     print("| format | MB | loss | change | perplexity | loss in llama.cpp | apart |\n|---|---|---|---|---|---|---|")
     for kind in types or TYPES:
-        size, here, there = measured(reference, source, kind, ids)
+        size, here, there = measured(source, kind, ids)
         beside = " | " if there is None else f"{there:.4f} | {exp(there - here) - 1:+.2%}"
         row = f"{kind} | {size / 1e6:.1f} | {here:.4f} | {here / plain - 1:+.2%} | {exp(here):.3f} | {beside}"
         print(f"| {row} |", flush=True)
