@@ -20,7 +20,6 @@ from anyformer import families, spec
 from anyformer.model import Transformer, build, graphs, recording
 from anyformer.parts import kernels, positions
 from anyformer.parts.cache import Cache
-from anyformer.parts.experts import Experts
 
 VOCABULARY = 37
 gpu = pytest.mark.gpu
@@ -94,13 +93,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "LEAST", 8)
     monkeypatch.setattr(recording, "recordable", lambda *_: False)
     monkeypatch.setattr(positions, "constants", positions._kept)
-    # Of few tokens a CPU reads the chosen experts alone, by name; a GPU cannot tell which they are.
-    monkeypatch.setattr(Experts, "apart", lambda own, *given: _together(own, given[0])(*given))
     monkeypatch.setattr(Taped, "made", [])
-
-
-def _together(own: Experts, x: Tensor) -> Callable[..., Tensor]:
-    return own.sorted if own.groupable(x) else own.every
 
 
 def odd(seed: str, shape: str) -> Transformer:

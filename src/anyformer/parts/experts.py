@@ -96,7 +96,9 @@ class Experts(nn.Module):
 
     def combine(self, x_ND: Tensor, weight_NK: Tensor, chosen_NK: Tensor) -> Tensor:
         """The weighted sum of what the chosen experts make of each token, [N, D]."""
-        if x_ND.device.type == "cpu" and (self.quantized() or native.few(x_ND)):
+        # In bfloat16 the kernel of few rows is the faster for each expert; in float32 grouped products are no slower.
+        few = x_ND.dtype == torch.bfloat16 and native.few(x_ND)
+        if x_ND.device.type == "cpu" and (few or self.quantized()):
             return self.apart(x_ND, weight_NK, chosen_NK)
         return (self.sorted if self.groupable(x_ND) else self.every)(x_ND, weight_NK, chosen_NK)
 
