@@ -87,7 +87,6 @@ class Experts(nn.Module):
         dtype = product_dtype(x)
 
         def product(x: Tensor, weight: Tensor | QuantizedMatrices, bias: Tensor | None) -> Tensor:
-            weight = weight.to(dtype) if isinstance(weight, Tensor) else weight
             return multiply(x.to(dtype), weight, None if bias is None else bias.to(dtype))
 
         gate = None if self.gate is None else product(x, self.gate, self.gate_bias)
@@ -162,6 +161,7 @@ def _multiply(index: int, x: Tensor, weight: Tensor | QuantizedMatrices, bias: T
     own = None if bias is None else bias[index]
     if isinstance(weight, QuantizedMatrices):
         return weight.product(index, x, own)
-    if native.few(x) and weight.is_contiguous():
-        return native.linear(x, weight[index], native.TYPES[x.dtype], own)
-    return F.linear(x, weight[index], own)
+    matrix = weight[index].to(x.dtype)
+    if native.few(x) and matrix.is_contiguous():
+        return native.linear(x, matrix, native.TYPES[x.dtype], own)
+    return F.linear(x, matrix, own)

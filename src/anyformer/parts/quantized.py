@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyformer.parts.blocks import Blocks, dequantize
-from anyformer.parts.kernels import native
+from anyformer.parts.kernels import native, wide
 from anyformer.parts.kernels.wide import product_dtype
 from anyformer.parts.linear import Matrix, adjacent
 
@@ -51,7 +51,7 @@ class QuantizedLinear(nn.Module):
     def product(self, x: Tensor) -> Tensor:
         """The product without a graph; in float32 where bfloat16 is multiplied more slowly than that."""
         y = x.new_empty(*x.shape[:-1], self.out_features)
-        if x.dtype == torch.bfloat16 and native.fits(x) and not native.narrow_pays():
+        if native.fits(x) and wide.pays(x):
             x = x.float()
         for rows, tile in self.tiles(x.dtype):
             bias = None if self.bias is None else self.bias[rows].to(x.dtype)
