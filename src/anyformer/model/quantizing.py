@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 
@@ -64,37 +65,7 @@ def unfilled(checkpoint: Checkpoint, how: str, dtype: torch.dtype, device: torch
         raise InputError(f"{checkpoint.origin} holds no blocks to keep; int8 or int4 quantises it as it is loaded")
     with torch.device("meta"):
         model = Transformer(checkpoint.spec).to(dtype)
-    formats: dict[str, str] = {}
-    whole: dict[str, str] = {}
-    made: dict[int, Blocks] = {}  # by the matrix's identity: what the spec ties is one matrix of several modules
-    for name, module in list(model.named_modules()):
-        if type(module) not in (Linear, Embedding):
-            continue
-        assert isinstance(module, Linear | Embedding)
-        matrix = id(module.weight)
-        found = made.get(matrix) or _blocks(checkpoint, how, name, model)
-        if isinstance(found, str):
-            whole[name] = found
-            continue
-        made[matrix], formats[name] = found, found.format.name
-        replaced = isinstance(module, Embedding)
-        model.set_submodule(name, QuantizedEmbedding(found, dtype) if replaced else QuantizedLinear(found, module.bias))
-    stacked: list[Blocks] = []
-    for name, module in list(model.named_modules()):
-        if not isinstance(module, Experts):
-            continue
-        for child in ("gate", "up", "down"):
-            if getattr(module, child) is None:
-                continue
-            matrices = f"{name}.{child}"
-            found = _converted(checkpoint, how, matrices, table=False)
-            if isinstance(found, str):
-                whole[matrices] = found
-                continue
-            formats[matrices] = found.format.name
-            stacked.append(found)
-            delattr(module, child)
-            module.add_module(child, QuantizedMatrices(found))
+    found = _replace_matrices(model, checkpoint, how, dtype) | _replace_experts(model, checkpoint, how)
     # As `building.unfilled` does, but for the blocks, which have come to stay.
     model._apply(
         lambda tensor: (
@@ -105,9 +76,48 @@ def unfilled(checkpoint: Checkpoint, how: str, dtype: torch.dtype, device: torch
     for module in model.modules():
         if isinstance(module, SideBySide):
             lay_side_by_side(module.side_by_side())
-    size = sum(blocks.data.numel() for blocks in (*made.values(), *stacked))
+    blocks = {name: each for name, each in found.items() if isinstance(each, Blocks)}
+    formats = {name: each.format.name for name, each in blocks.items()}
+    whole = {name: each for name, each in found.items() if isinstance(each, str)}
+    distinct = {id(each): each for each in blocks.values()}  # what is tied counts once
+    size = sum(each.data.numel() for each in distinct.values())
     model.quantization = Quantization(how, formats, whole, size)
     return model.requires_grad_(False)
+
+
+def _replace_matrices(
+    model: Transformer, checkpoint: Checkpoint, how: str, dtype: torch.dtype
+) -> dict[str, Blocks | str]:
+    """Put linears and embeddings in blocks into the places of those in floats: by name, the blocks or why there are
+    none."""
+    found: dict[str, Blocks | str] = {}
+    made: dict[int, Blocks] = {}  # by the matrix's identity: what the spec ties is one matrix of several modules
+    for name, module in list(model.named_modules()):  # which holds what is replaced, so that no identity comes again
+        if type(module) not in (Linear, Embedding):
+            continue
+        assert isinstance(module, Linear | Embedding)
+        matrix = id(module.weight)
+        blocks = found[name] = made.get(matrix) or _blocks(checkpoint, how, name, model)
+        if isinstance(blocks, Blocks):
+            made[matrix] = blocks
+            linear = isinstance(module, Linear)
+            quantized = QuantizedLinear(blocks, module.bias) if linear else QuantizedEmbedding(blocks, dtype)
+            model.set_submodule(name, quantized)
+    return found
+
+
+def _replace_experts(model: Transformer, checkpoint: Checkpoint, how: str) -> dict[str, Blocks | str]:
+    """As `_replace_matrices`, of the matrices of experts, which are stacked in one tensor."""
+    found: dict[str, Blocks | str] = {}
+    experts = [(name, module) for name, module in model.named_modules() if isinstance(module, Experts)]
+    for (name, module), child in product(experts, ("gate", "up", "down")):
+        if getattr(module, child) is None:
+            continue
+        blocks = found[f"{name}.{child}"] = _converted(checkpoint, how, f"{name}.{child}", table=False)
+        if isinstance(blocks, Blocks):
+            delattr(module, child)
+            module.add_module(child, QuantizedMatrices(blocks))
+    return found
 
 
 def _blocks(checkpoint: Checkpoint, how: str, name: str, model: Transformer) -> Blocks | str:
