@@ -14,7 +14,7 @@ from anyformer.disk import aside_of, sha256, write, write_json
 
 
 def test_json_is_replaced_in_one_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failed write leaves the old file as it was."""
+    """A failed write leaves the old file as it was, and nothing half written beside it."""
     path = tmp_path / "run.json"
     write_json(path, {"steps": 1})
 
@@ -25,6 +25,7 @@ def test_json_is_replaced_in_one_move(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(OSError, match="No space left"):
         write_json(path, {"steps": 2})
     assert json.loads(path.read_text()) == {"steps": 1}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:

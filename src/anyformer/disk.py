@@ -17,11 +17,16 @@ def aside_of(path: Path) -> Path:
 def write(path: Path, content: bytes) -> None:
     """Replace a file in one move."""
     aside = aside_of(path)
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError:
+        # Nothing that is half written takes up a disk that may be full.
+        aside.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 
@@ -37,6 +42,12 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def said(error: OSError) -> str:
+    """What the system says of a failure, and of which file, as a person reads it."""
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}" if error.filename else reason
 
 
 def sha256(path: Path) -> str:

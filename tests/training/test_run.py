@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -319,6 +321,50 @@ def test_a_full_disk_ends_the_run_with_its_last_checkpoint_whole(
     assert [path.name for path in (directory / "checkpoints").iterdir()] == ["step-00000003"]
     train(resume=directory, progress=False)
     assert_same_run(whole, directory)
+
+
+@contextmanager
+def room_for_files_of(size: int) -> Iterator[None]:
+    """Within, the system lets no file grow beyond `size` bytes, whoever writes it, in whatever language."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_moments_that_do_not_fit_end_the_run_with_its_last_checkpoint_whole(recipe: Recipes) -> None:
+    """They are the largest file of all, and not Python writes it; nothing half written takes up the disk."""
+    whole = train(recipe("whole"), progress=False).directory
+    full = whole.with_name("full")
+    moments = whole / "checkpoints" / "step-00000006" / "optimizer.safetensors"
+    with (
+        room_for_files_of(moments.stat().st_size - 1000),
+        pytest.raises(TrainingError, match=r"optimizer.safetensors cannot be written.*anyformer train --resume"),
+    ):
+        train(recipe("full"), progress=False)
+    assert list((full / "checkpoints").iterdir()) == []
+    train(resume=full, progress=False)
+    assert_same_run(whole, full)
+
+
+def test_a_full_disk_between_text_and_first_step_keeps_what_was_tokenised(
+    recipe: Recipes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That may have taken hours; resuming goes on behind it."""
+
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "_number_of_steps", full)
+        with pytest.raises(TrainingError, match=r"the run stopped: No space left on device; .* --resume"):
+            train(recipe(), progress=False)
+    directory = Path(recipe()["run"]["directory"])
+    tokenised = (directory / "data" / "manifest.json").stat().st_mtime_ns
+    assert train(resume=directory, progress=False).finished
+    assert (directory / "data" / "manifest.json").stat().st_mtime_ns == tokenised
 
 
 def test_a_full_disk_in_the_middle_of_a_row_is_mended_by_resuming(

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from anyformer.disk import aside_of, write_json
+from anyformer.disk import aside_of, said, write_json
 from anyformer.errors import AnyformerError, CheckpointError, TextError, TrainingError
 from anyformer.model.building import best_device
 from anyformer.training.prepare import Text, check_model, described, prepare_text, saved_model, starting_model
@@ -111,17 +111,20 @@ def _guarded(recipe: Recipe, directory: Path, display: Display, began: float, ra
         with torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []):
             return _run(recipe, directory, display, began, ranks)
     except (AnyformerError, OSError) as error:
-        is_kept = isinstance(error, OSError) and aside_of(directory / "data").exists()
+        # What was tokenised before the disk was full need not be tokenised again.
+        data = directory / "data"
+        is_kept = isinstance(error, OSError) and (data.exists() or aside_of(data).exists())
         has_begun = is_kept or (directory / "metrics.jsonl").exists()
         if not has_begun and is_new and ranks.leads:
             _unclaim(directory)
+        what = said(error) if isinstance(error, OSError) else str(error)
         if has_begun and isinstance(error, OSError | CheckpointError | TextError):
             raise TrainingError(
-                f"the run stopped: {error}; what was saved before is whole, so mend that and go on with: "
+                f"the run stopped: {what}; what was saved before is whole, so mend that and go on with: "
                 f"{_resuming(directory)}"
             ) from error
         if isinstance(error, OSError):
-            raise TrainingError(f"the run could not begin: {error}") from error
+            raise TrainingError(f"the run could not begin: {what}") from error
         raise
     except KeyboardInterrupt:
         display.note(f"stopped at once; go on from what is saved with: {_resuming(directory)}")
@@ -137,7 +140,7 @@ def _claim(directory: Path, recipe: Recipe) -> None:
     try:
         _make_own(directory, recipe)
     except OSError as error:
-        raise TrainingError(f"run.directory: {directory} cannot hold a run: {error}") from None
+        raise TrainingError(f"run.directory: {directory} cannot hold a run: {said(error)}") from None
 
 
 def _make_own(directory: Path, recipe: Recipe) -> None:

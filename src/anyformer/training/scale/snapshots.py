@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from anyformer.errors import CheckpointError
 from anyformer.model import Transformer
 from anyformer.model.laid import is_laid
 
@@ -17,10 +19,15 @@ Tensors = Mapping[str, Mapping[str, Tensor]]
 
 
 def write_whole(directory: Path, model: Transformer, tensors: Tensors) -> None:
-    """Write a model as a checkpoint like any other, and a file for each kind of tensors besides."""
+    """Write a model as a checkpoint like any other, and a file for each kind of tensors besides. Raises
+    `CheckpointError` where the disk is full."""
     model.save(directory)
     for what, held in tensors.items():
-        save_file(dict(held), directory / f"{what}.safetensors")
+        path = directory / f"{what}.safetensors"
+        try:
+            save_file(dict(held), path)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} cannot be written: {error}") from error
 
 
 def is_sharded(directory: Path) -> bool:
