@@ -1,7 +1,8 @@
 """Runs of many processes on this machine, started as torchrun starts them. As a script, it is one of them.
 
 A job is what `train` takes, and besides: `interrupt`, [rank, step], a SIGTERM that one rank gets in a step; `kill`, a
-step in which every rank kills itself. Or it is `begin`, a recipe whose model is made and looked at, and not trained.
+step in which every rank kills itself. Or it is `begin`, a recipe whose model is made and looked at, and not trained; or
+`wait`, where to say that the others have waited for the first.
 """
 
 from __future__ import annotations
@@ -70,10 +71,29 @@ def begin(recipe: Job) -> None:
         (place / f"begin-{ranks.rank}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
+def wait(place: Path) -> None:
+    """Have the first rank take longer than a collective may last; leave in `place` a file of each that got through."""
+    from datetime import timedelta
+
+    from torch.distributed.distributed_c10d import _set_pg_timeout, default_pg_timeout
+
+    from anyformer.training.recipe import Scale
+    from anyformer.training.scale.ranks import joined
+
+    with joined(Scale()) as ranks:
+        _set_pg_timeout(timedelta(seconds=1))
+        ranks.first(lambda: time.sleep(2) if ranks.leads else None)
+        _set_pg_timeout(default_pg_timeout)
+        (place / f"waited-{ranks.rank}").touch()
+
+
 def run(job: Job, rank: int) -> None:
     """Run one job in this process."""
     if "begin" in job:
         begin(job["begin"])
+        return
+    if "wait" in job:
+        wait(Path(job["wait"]))
         return
     from anyformer.training import train
     from anyformer.training.trainer import Trainer

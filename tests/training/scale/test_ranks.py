@@ -102,7 +102,8 @@ def runs(recipe: Any, adapting: Any, place: Path) -> Path:
         short = {"steps": 2, "dropout": 0.0, **settings}
         train(recipe(f"{family}-alone", preset=family, **short), progress=False)
         two.append(recipe(family, scale, preset=family, **short))
-    ranks.start(2, [*({"recipe": job} for job in two), {**wandering, "interrupt": (1, 4)}], place)
+    jobs = [{"wait": str(place)}, *({"recipe": job} for job in two), {**wandering, "interrupt": (1, 4)}]
+    ranks.start(2, jobs, place)
     experts = recipe("expert-shard", {"expert": 2}, mixture=True, steps=2)
     begin = [
         recipe("begin-fresh", {"tensor": 2, "shard": 2}, preset="llama"),
@@ -182,6 +183,11 @@ def test_every_process_makes_its_own_part_alone(runs: Path, name: str) -> None:
         found = json.loads((runs / name / f"begin-{rank}.json").read_text())
         assert found["same"]
         assert found["most"] < (found["share"] + found["largest"]) * 1.05 + 4096
+
+
+def test_the_first_process_may_take_longer_than_a_collective(runs: Path) -> None:
+    """A corpus may be tokenised for hours by the first: the others are there when it is done."""
+    assert sorted(path.name for path in runs.glob("waited-*")) == ["waited-0", "waited-1"]
 
 
 def test_experts_and_the_rest_are_divided_at_once(runs: Path) -> None:

@@ -11,9 +11,11 @@ same rows; those that differ in tensor read the same.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,6 +35,11 @@ if TYPE_CHECKING:
     from anyformer.training.recipe import Scale
 
 T = TypeVar("T")
+
+#: How long the others wait for what the first rank does alone: it may tokenise a corpus. A collective that waits so
+#: long is taken for dead (after ten minutes with NCCL), so they wait at the store.
+PATIENCE = timedelta(days=7)
+_WAITS = itertools.count()
 
 
 def leads() -> bool:
@@ -136,6 +143,7 @@ class Ranks(Alone):
                 made = make()
             except Exception as error:
                 failure = error
+        self._await_first()
         if self.any(failure is not None):
             # The first rank says what is wrong; the others need not say it again.
             raise failure if failure is not None else SystemExit(2)
@@ -179,6 +187,7 @@ class Ranks(Alone):
     def newest(self, saved: Checkpoints, tell: Callable[[str], None]) -> tuple[Path, Counters] | None:
         # The first rank alone reads all of a checkpoint to find out whether it is whole.
         found = saved.newest_whole(tell) if self.leads else None
+        self._await_first()
         step = int(self._reduced(found[1].step if found is not None else -1, "max"))
         if step < 0:
             return None
@@ -194,6 +203,16 @@ class Ranks(Alone):
         from anyformer.training.scale.sharded import write_shards
 
         write_shards(directory, {"model": learning(model), **tensors})
+
+    def _await_first(self) -> None:
+        """Wait until the first rank is here, however long that takes."""
+        from torch.distributed.distributed_c10d import _get_default_store
+
+        store, here = _get_default_store(), f"anyformer/{next(_WAITS)}"
+        if self.leads:
+            store.set(here, "")
+        else:
+            store.wait([here], PATIENCE)
 
     def _reduced(self, value: float, how: str) -> float:
         import torch.distributed as dist
