@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import ChainMap
 from collections.abc import Mapping
 from functools import partial
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from anyformer import checkpoints
+from anyformer.checkpoints import card, directory, hub
 from anyformer.checkpoints.tensors import Lazy
 from anyformer.errors import InputError
 from anyformer.model.transformer import Transformer
@@ -37,6 +39,26 @@ def save(model: Transformer, path: Path) -> None:
         )
         return
     write_file(model, path, model.tokenizer)
+
+
+def push(
+    model: Transformer,
+    repository: str,
+    *,
+    private: bool | None,
+    revision: str | None,
+    message: str,
+    license: str | None,
+) -> str:
+    """Put what `save` writes, and a model card, into the repository `org/name` of a hub. Gives `org/name@commit`."""
+    repository = hub.repository(repository)
+    with tempfile.TemporaryDirectory() as place:
+        save(model, Path(place))
+        described = card.write(model.spec, repository, family=model.family, origin=model.origin, license=license)
+        Path(place, "README.md").write_text(described, encoding="utf-8")
+        return hub.push(
+            Path(place), repository, private=private, revision=revision, message=message, replaced=directory.OWNED
+        )
 
 
 def write_file(model: Transformer, path: Path, tokenizer: Tokenizer | None) -> None:

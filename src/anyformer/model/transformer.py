@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +21,14 @@ from anyformer.generation import (
     Tally,
     answers,
     decode,
-    left_padded,
     stream,
     until_end,
     with_marks,
 )
+from anyformer.model import embedding, prompting
 from anyformer.model.draft import check_draft
-from anyformer.model.heads import build_head, pool
+from anyformer.model.heads import build_head
+from anyformer.model.inputs import check_cached, check_fits, check_ids, prefix_of, tokens_of
 from anyformer.model.stack import Stack
 from anyformer.model.together import rows_together
 from anyformer.parts.cache import Cache
@@ -177,23 +177,12 @@ class Transformer(nn.Module):
         the shape of the model.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
-            if tokens.dim() != 2:
-                raise InputError(f"tokens must be [B, T], not {list(tokens.shape)}; add the batch dimension")
-            if tokens.dtype.is_floating_point or tokens.dtype == torch.bool:
-                raise InputError(f"tokens must be integer ids, not {tokens.dtype}")
-            if not tokens.shape[1]:
-                raise InputError("there are no tokens to read; give at least one")
-            _must_be("segments", segments, tokens.shape)
-            prefix = _prefix(prefix, tokens, documents)
+            check_ids(tokens)
+            check_fits("segments", segments, tokens.shape)
+            prefix = prefix_of(prefix, tokens, documents)
             asked = tokens.shape[1]
             if cache is not None:
-                _must_be("valid", valid, tokens.shape)
-                if documents is not None or positions is not None:
-                    raise InputError("a cache counts positions itself; leave documents and positions out, or the cache")
-                if len(tokens) != cache.batch_size:
-                    raise InputError(f"the cache is for {cache.batch_size} rows, not {len(tokens)}; make a new one")
-                if cache.stretches and segments is not None:
-                    raise InputError("a cache whose rotary angles follow the length keeps no segments; leave them out")
+                check_cached(cache, tokens, valid, documents, positions, segments)
                 assert prefix is None or isinstance(prefix, Tensor)
                 queries = cache.queries(tokens.shape[1], valid, prefix)
                 if cache.outdated(tokens.shape[1]):
@@ -325,10 +314,10 @@ class Transformer(nn.Module):
         speculation = self._speculation(draft, tally, chosen)
         if isinstance(prompts, Tensor):
             return self._generate(prompts.to(self.device), valid, chosen, speculation)
-        ids, valid = self._ids(prompts, chosen)
+        ids, valid = prompting.batch(self, prompts, chosen)
         if not prompts:
             return []
-        tokenizer = self._tokenizer()
+        tokenizer = prompting.tokenizer_of(self)
         if chosen.beams > 1 or chosen.stop or chosen.batch_invariant:
             steps = stream(self, self.beginning(ids, valid, chosen), chosen, tokenizer, speculation=speculation)
             return ["".join(row) for row in zip(*steps)]
@@ -351,13 +340,13 @@ class Transformer(nn.Module):
         speculation = self._speculation(draft, tally, chosen)
         if isinstance(prompts, Tensor):
             return self._answers(prompts.to(self.device), valid, chosen, speculation)
-        ids, valid = self._ids(prompts, chosen)
+        ids, valid = prompting.batch(self, prompts, chosen)
         return self._answers(ids, valid, chosen, speculation) if prompts else []
 
     def settings(self, **given: Any) -> Settings:
         """The settings of `generate`: those given, over the checkpoint's own. Raises `InputError` for one that cannot
         be used."""
-        chosen = Settings.of(self.generation, **given)
+        chosen = Settings.of(self.generation, **given).within(self.vocabulary, given)
         if not chosen.stop:
             return chosen
         if self.tokenizer is None:
@@ -366,29 +355,7 @@ class Transformer(nn.Module):
 
     def encode_prompts(self, prompts: Sequence[str], settings: Settings) -> list[list[int]]:
         """Ids of each prompt as the model expects them: an empty one is the beginning-of-text token."""
-        tokenizer = self._tokenizer()
-        rows = [tokenizer.encode(prompt) for prompt in prompts]
-        # A decoder continues its prompt: an end token that the tokenizer appends would tell it that the text is over.
-        if self.encoder is None:
-            rows = [
-                row[:-1] if len(row) > 1 and row[-1] in settings.eos and prompt else row
-                for row, prompt in zip(rows, prompts)
-            ]
-        start = settings.bos if settings.bos is not None else tokenizer.bos
-        start = start if start is not None else (settings.eos[0] if settings.eos else tokenizer.eos)
-        if start is None and not all(rows):
-            raise InputError("the prompt is empty and the tokenizer has no beginning-of-text token; give some text")
-        return [row or [start] for row in rows]  # type: ignore[list-item]
-
-    def _ids(self, prompts: Sequence[str], settings: Settings) -> tuple[Tensor, Tensor | None]:
-        """Texts as ids, and which are no padding."""
-        if isinstance(prompts, str):
-            raise InputError("generate takes a list of texts; put the text in one: [text]")
-        if not isinstance(prompts, Sequence) or not all(isinstance(prompt, str) for prompt in prompts):
-            raise InputError("generate takes a list of texts or a tensor of ids [B, T]; make one: torch.tensor(ids)")
-        rows = self.encode_prompts(prompts, settings)
-        ids, valid = left_padded(rows or [[]], settings.pad or 0, self.device)
-        return (ids, valid) if self.encoder is None else _right(ids, valid)
+        return prompting.encode(self, prompts, settings)
 
     def _generate(self, ids: Tensor, valid: Tensor | None, settings: Settings, speculation: Speculation) -> Tensor:
         if settings.beams > 1 or settings.stop:
@@ -413,17 +380,7 @@ class Transformer(nn.Module):
 
     def beginning(self, ids: Tensor, valid: Tensor | None, settings: Settings) -> Prompts:
         """What decoding begins with: ids [B, T] themselves; or as the source, and a start token for the decoder."""
-        if self.decoder is None:
-            raise InputError("an encoder reads and does not write; only a model with a decoder generates")
-        if self.encoder is None:
-            return Prompts(ids, valid)
-        start = settings.start if settings.start is not None else settings.bos
-        if start is None:
-            raise InputError(
-                "no token is known that the decoder starts with; give start= (or decoder_start_token_id in .generation)"
-            )
-        begin = torch.full((len(ids), 1), start, device=self.device)
-        return Prompts(begin, source=ids, source_valid=valid)
+        return prompting.beginning(self, ids, valid, settings)
 
     @overload
     def stream(self, prompt: str | Sequence[int], cache: Cache | None = None, **settings: Any) -> Iterator[str]: ...
@@ -443,10 +400,10 @@ class Transformer(nn.Module):
         Several texts are continued side by side: each step gives a list, what is new of each, often nothing. Of several
         answers to one prompt alone it is the first. Beam search knows its first token only at the end, so it gives one
         piece; and it continues no cache."""
-        chosen, tokenizer = self.settings(**settings), self._tokenizer()
+        chosen, tokenizer = self.settings(**settings), prompting.tokenizer_of(self)
         speculation = self._speculation(draft, tally, chosen)
         if prompt and not isinstance(prompt, str) and isinstance(prompt[0], str):
-            ids, valid = self._ids(prompt, chosen)  # type: ignore[arg-type]
+            ids, valid = prompting.batch(self, prompt, chosen)  # type: ignore[arg-type]
             prompts = self.beginning(ids, valid, chosen)
             return stream(self, prompts, chosen, tokenizer, cache=cache, speculation=speculation)
         chosen = chosen.model_copy(update={"answers": 1})
@@ -455,47 +412,16 @@ class Transformer(nn.Module):
         pieces = stream(self, prompts, chosen, tokenizer, cache=cache, speculation=speculation)
         return (piece for (piece,) in pieces)
 
-    @torch.no_grad()
     def embed(self, texts: Sequence[str], batch_size: int = 32) -> Tensor:
         """One vector a text, [N, D] float32, pooled and normalised as the checkpoint says, else the mean over tokens.
 
         Texts longer than the positions that the model has learned are cut there.
         """
-        if isinstance(texts, str):
-            raise InputError("embed takes a list of texts; put the text in one: [text]")
-        tokenizer, stack = self._tokenizer(), self._embedding_stack
-        longest = getattr(stack.embeddings.positions, "size", None)
-        rows = [row[:longest] for row in tokenizer.encode_batch(texts)]
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-        found: list[Tensor | None] = [None] * len(rows)
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            ids, valid = _right(*left_padded([rows[index] or [0] for index in batch], tokenizer.pad or 0, self.device))
-            for index, vector in zip(batch, self.embed_ids(ids, valid=valid)):
-                found[index] = vector
-        if not found:
-            return torch.zeros(0, stack.embeddings.tokens.embedding_dim, device=self.device)
-        return torch.stack([vector for vector in found if vector is not None])
+        return embedding.embed(self, texts, batch_size)
 
-    @torch.no_grad()
     def embed_ids(self, ids: Tensor, *, valid: Tensor | None = None) -> Tensor:
         """What `embed` gives for texts that are ids [B, T] already, of which `valid` [B, T] are no padding: [B, D]."""
-        head = self.spec.head if isinstance(self.spec.head, spec.EmbeddingHead) else spec.EmbeddingHead(normalize=False)
-        if self.encoder is None and head.pooling == "first":
-            raise InputError("a decoder's first token has seen nothing but itself; pool the mean or the last")
-        tokens = tokens_of(ids, valid, None, None, None)
-        pooled = pool(self._embedding_stack(ids, Context(tokens)).float(), tokens, head.pooling)
-        return nn.functional.normalize(pooled, dim=-1) if head.normalize else pooled
-
-    @property
-    def _embedding_stack(self) -> Stack:
-        """Where texts are read: the encoder where there is one."""
-        return self.encoder if self.encoder is not None else self.output_stack
-
-    def _tokenizer(self) -> Tokenizer:
-        if self.tokenizer is None:
-            raise InputError("this model has no tokenizer; set model.tokenizer, or hand generate a tensor of ids")
-        return self.tokenizer
+        return embedding.embed_ids(self, ids, valid)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write a checkpoint that other tools load: a Hugging Face directory where a family can express the spec, and
@@ -522,95 +448,15 @@ class Transformer(nn.Module):
         it by default. `license` is the card's, by the hub's name for it (`apache-2.0`). Raises `CheckpointError`
         saying why the hub does not take it.
         """
-        from anyformer.checkpoints import card, directory, hub
+        from anyformer.model.saving import push
 
-        repository = hub.repository(repository)
-        with tempfile.TemporaryDirectory() as place:
-            self.save(place)
-            described = card.write(self.spec, repository, family=self.family, origin=self.origin, license=license)
-            Path(place, "README.md").write_text(described, encoding="utf-8")
-            return hub.push(
-                Path(place), repository, private=private, revision=revision, message=message, replaced=directory.OWNED
-            )
+        return push(self, repository, private=private, revision=revision, message=message, license=license)
 
     def describe(self, context: int | None = None) -> str:
         """The model as a person would draw it: stacks, blocks, parts, shapes, parameters, costs."""
         from anyformer.planning import describe
 
         return describe(self.spec, context)
-
-
-def _prefix(
-    prefix: Tensor | Lengths | None, tokens: Tensor, documents: Lengths | Tensor | None
-) -> Tensor | Lengths | None:
-    """A prefix as `tokens_of` takes it: [B, 1], or a number for each document."""
-    if prefix is None:
-        return None
-    if isinstance(prefix, Tensor):
-        _must_be("prefix", prefix, tokens.shape[:1])
-        return prefix[:, None]
-    if documents is None or isinstance(documents, Tensor) or [*map(len, prefix)] != [*map(len, documents)]:
-        raise InputError("a prefix given as numbers needs documents= given as lengths, one number for each of them")
-    return prefix
-
-
-def tokens_of(
-    ids: Tensor,
-    valid: Tensor | None,
-    documents: Lengths | Tensor | None,
-    positions: Tensor | None,
-    prefix: Tensor | Lengths | None,
-) -> Tokens:
-    """What masks may know of ids [B, T]; `prefix` [B, 1], or of each document given by its length."""
-    T, device = ids.shape[1], ids.device
-    _must_be("valid", valid, ids.shape)
-    _must_be("positions", positions, ids.shape, (1, T))
-    if isinstance(documents, Tensor):
-        _must_be("documents", documents, ids.shape)
-    if documents is not None and not isinstance(documents, Tensor):
-        if len(documents) != len(ids) or any(sum(row) != T or min(row) < 0 for row in documents):
-            raise InputError(f"documents must give lengths that sum to {T} for each of the {len(ids)} rows")
-        lengths = tuple(tuple(length for length in row if length) for row in documents)
-        prefixes = None
-        if prefix is not None and not isinstance(prefix, Tensor):
-            prefixes = tuple(tuple(p for p, n in zip(*row) if n) for row in zip(prefix, documents))
-        packed = Tokens.packed(lengths, device, prefixes)
-        if valid is None and positions is None and (prefix is None or prefixes is not None):
-            return packed
-        where = packed.position if positions is None else positions
-        seen = prefix if isinstance(prefix, Tensor) else packed.prefix
-        return Tokens(T, device=device, position=where, document=packed.document, valid=valid, prefix=seen)
-    assert prefix is None or isinstance(prefix, Tensor)
-    if documents is not None:
-        if positions is None:
-            # Positions start again wherever the document changes.
-            index = torch.arange(T, device=device).expand_as(documents)
-            changed = torch.ones_like(documents, dtype=torch.bool)
-            changed[:, 1:] = documents[:, 1:] != documents[:, :-1]
-            positions = index - torch.where(changed, index, 0).cummax(1).values
-        return Tokens(T, device=device, position=positions, document=documents, valid=valid, prefix=prefix)
-    if positions is not None:
-        return Tokens(T, device=device, position=positions, valid=valid, prefix=prefix)
-    if valid is not None:
-        return Tokens(
-            T, device=device, position=(valid.long().cumsum(1) - 1).clamp(min=0), high=T - 1, valid=valid, prefix=prefix
-        )
-    return Tokens(T, device=device, start=0, prefix=prefix)
-
-
-def _must_be(name: str, given: Tensor | None, *shapes: Sequence[int]) -> None:
-    if given is not None and list(given.shape) not in [list(shape) for shape in shapes]:
-        raise InputError(f"{name} must be {list(shapes[0])} to fit the tokens, not {list(given.shape)}")
-    if given is not None and (given.dtype == torch.bool) != name.endswith("valid"):
-        raise InputError(f"{name} must be {'bool' if name.endswith('valid') else 'integers'}, not {given.dtype}")
-
-
-def _right(ids: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Left-padded rows turned to right-padded ones, as encoders are used to."""
-    if valid is None:
-        return ids, None
-    order = torch.argsort((~valid).long(), dim=1, stable=True)
-    return ids.gather(1, order), valid.gather(1, order)
 
 
 def _a(noun: str) -> str:

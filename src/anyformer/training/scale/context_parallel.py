@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from anyformer.data import NO_TARGET
 from anyformer.errors import TrainingError
 from anyformer.model import Output, Transformer
-from anyformer.model.transformer import tokens_of
+from anyformer.model.inputs import tokens_of
 from anyformer.parts.context import Context
 from anyformer.parts.experts import Experts
 from anyformer.parts.kernels import Scores, attend
