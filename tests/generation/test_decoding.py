@@ -319,6 +319,14 @@ def test_what_cannot_be_continued_is_said() -> None:
         model.generate(ids, valid=torch.tensor([[True, True], [False, False]]))
     with pytest.raises(InputError, match=r"valid is \[1, 2\], but the prompt is \[2, 2\]"):
         model.generate(ids, valid=torch.ones(1, 2, dtype=torch.bool))
+    with pytest.raises(InputError, match=r"valid must be bool, true where there is no padding, not torch.int64"):
+        model.generate(ids, valid=torch.ones_like(ids))
+    with pytest.raises(InputError, match=r"there are no prompts in ids \[0, 2\]"):
+        model.generate(ids[:0])
+    with pytest.raises(
+        InputError, match="'eos' cannot be used: there is no token 99, as this model's vocabulary of 37"
+    ):
+        model.generate(ids, eos=99)
     with pytest.raises(InputError, match="no token is known that the decoder starts with; give start="):
         odd(0, "encoder-decoder").generate(ids)
     with pytest.raises(InputError, match="an encoder reads and does not write"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -91,3 +93,33 @@ def test_nothing_is_refused_where_memory_is_unknown(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(machine, "available", lambda device: None)
     prompt = torch.ones(1, 50, dtype=torch.long)
     assert len(list(steps(built("llama"), Prompts(prompt), Settings(max_new_tokens=1)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("way", "advice"),
+    [
+        ({"beams": 900_000}, "900,000 continuations of 2 prompts take .* set lower beams"),
+        ({"answers": 900_000, "temperature": 1.0}, "900,000 continuations of 2 prompts take .* set lower answers"),
+        ({"penalty_alpha": 0.5, "top_k": 900_000}, "256 continuations of 2 prompts take .* set lower top_k"),
+        ({}, "2 prompts take .* give fewer prompts at a time"),
+    ],
+)
+def test_what_runs_side_by_side_must_fit_for_a_step(
+    monkeypatch: pytest.MonkeyPatch, way: dict[str, Any], advice: str
+) -> None:
+    """Known before anything is computed or made for each, with how many would fit, and so many do."""
+    model = built("llama", vocab_size=256)
+    monkeypatch.setattr(model, "next_logits", pytest.fail)
+    monkeypatch.setattr(machine, "available", lambda device: 15_000)
+    with pytest.raises(InputError, match=rf"{advice}: \d+ side by side fit$") as error:
+        model.answers(torch.ones(2, 3, dtype=torch.long), max_new_tokens=2, **way)
+    assert "GB at each step, with logits of 256 tokens each" in str(error.value)
+
+
+def test_as_many_as_are_said_to_fit_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks for so many is not told of fewer."""
+    model, prompt = built("llama", vocab_size=256), torch.ones(1, 3, dtype=torch.long)
+    monkeypatch.setattr(machine, "available", lambda device: 1_000_000)
+    with pytest.raises(InputError, match="side by side fit") as error:
+        model.generate(prompt, beams=10_000, max_new_tokens=2)
+    assert model.answers(prompt, beams=int(str(error.value).split()[-5]), max_new_tokens=2)[0].ids

@@ -86,6 +86,11 @@ def test_the_caller_wins_over_the_file_and_the_file_over_the_defaults() -> None:
         ({"eos": "</s>"}, "eos"),
         ({"eos": 2.5}, "eos"),
         ({"forced_eos": "</s>"}, "forced_eos"),
+        ({"length_penalty": 1000.0}, "length_penalty"),
+        ({"repetition_penalty": 1e300}, "repetition_penalty"),
+        ({"frequency_penalty": 1e300}, "frequency_penalty"),
+        ({"presence_penalty": -1e300}, "presence_penalty"),
+        ({"beams": 2, "beam_groups": 2, "diversity_penalty": 1e300}, "diversity_penalty"),
         ({"bad_words": [[]]}, "bad_words.0"),
         ({"bad_words": [5]}, "bad_words.0"),
         ({"bad_words": 5}, "bad_words"),
@@ -192,3 +197,48 @@ def test_settings_that_exclude_each_other(given: dict[str, Any], complaint: str)
     """One sentence that says which, and what to do."""
     with pytest.raises(InputError, match=f"^{complaint}"):
         Settings.of({}, **given)
+
+
+@pytest.mark.parametrize("name", ["bos", "eos", "pad", "start", "forced_bos", "forced_eos", "bad_words"])
+@pytest.mark.parametrize("id", [-1, 10, 2**70])
+def test_ids_beyond_the_vocabulary_are_refused(name: str, id: int) -> None:
+    """With the setting, the id and the vocabulary's size; the last id that there is will do."""
+    given = {name: [[3, id]] if name == "bad_words" else id}
+    sentence = f"'{name}' cannot be used: there is no token {id}, as this model's vocabulary of 10 goes from 0 to 9$"
+    with pytest.raises(InputError, match=sentence):
+        Settings.of({}, **given).within(10, given)
+    known = {name: [[3, 9]] if name == "bad_words" else 9}
+    assert Settings.of({}, **known).within(10, known) == Settings.of({}, **known)
+
+
+def test_what_a_file_says_of_tokens_that_there_are_not_is_left_out() -> None:
+    """They never come up; but what would be forced does."""
+    file = {"eos_token_id": [2, 50256], "bos_token_id": 50256, "pad_token_id": -1, "bad_words_ids": [[1, 99], [4, 5]]}
+    assert Settings.of(file).within(10) == Settings(eos=(2,), bad_words=((4, 5),))
+    assert Settings.of(file, eos=3).within(10, {"eos"}).eos == (3,)
+    for forced in ("forced_bos_token_id", "forced_eos_token_id"):
+        with pytest.raises(
+            InputError, match=f"'{forced.removesuffix('_token_id')}' cannot be used: there is no token 99"
+        ):
+            Settings.of({forced: 99}).within(10)
+
+
+def test_bad_words_leave_a_token() -> None:
+    """All of them alone are too many; an end token alone does not count, so one that is banned leaves it."""
+    every = [[id] for id in range(10)]
+    with pytest.raises(InputError, match="bad_words ban each of the 10 tokens that this model knows"):
+        Settings.of({}, bad_words=every).within(10)
+    Settings.of({}, bad_words=every, eos=3).within(10)
+    Settings.of({}, bad_words=[*every[:9], [9, 9]]).within(10)
+
+
+@pytest.mark.parametrize("given", [{"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}, {"typical_p": 0.9, "beams": 2}])
+def test_a_draw_that_there_is_not_is_not_narrowed_down(given: dict[str, Any]) -> None:
+    """A file's are no fault of the caller's, nor is a client's that asks for temperature 0."""
+    with pytest.raises(
+        InputError, match=f"^{next(iter(given))} narrows down a draw, and nothing is drawn: set a temperature"
+    ):
+        Settings.of({}, **given)
+    Settings.of({"do_sample": True}, **{name: value for name, value in given.items() if name != "beams"})
+    Settings.of({}, temperature=0.0, **given)
+    Settings.of({"top_k": 50, "top_p": 0.9})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from anyformer import families, spec
-from anyformer.planning.pieces import FEWEST, MOST, PIECE_BYTES, piece
+from anyformer.planning.pieces import FEWEST, MOST, PIECE_BYTES, choosing, piece
 
 
 def preset(name: str, **changed: object) -> spec.Transformer:
@@ -39,3 +39,16 @@ def test_more_is_held_where_more_is_made(name: str) -> None:
     described = preset(name)
     assert piece(described, 4, 1 << 15) <= piece(described, 1, 1 << 15) < piece(preset("llama:135m"), 1, 0)
     assert FEWEST * 4 * described.output.dim < PIECE_BYTES
+
+
+def test_a_step_is_mostly_logits() -> None:
+    """Of a large vocabulary, several tensors of them; a search sorts candidates besides, no more than there are."""
+    described = preset("llama:135m")
+    V = described.output.embeddings.vocabulary
+    assert 16 * V < choosing(described, 9) < 17 * V
+    assert (
+        choosing(described, 9)
+        < choosing(described, 9, 100)
+        < choosing(described, 9, V)
+        == choosing(described, 9, 2 * V)
+    )

@@ -12,6 +12,7 @@ from anyformer.generation.beam import Hypothesis, search
 from anyformer.generation.constraints import Constraint, constraint_of
 from anyformer.generation.contrastive import Thinker, contrastive_search
 from anyformer.generation.decoding import Step, choices
+from anyformer.generation.fitting import must_step
 from anyformer.generation.invariance import groups, side_by_side
 from anyformer.generation.prompts import Prompts
 from anyformer.generation.sampling import seeds_of
@@ -37,6 +38,7 @@ def decode(
 ) -> Iterator[Step]:
     """The steps of `settings.answers` answers to each prompt: those of `choices`, of `speculate` (with a draft, or by
     prompt lookup), or of `contrastive_search`. Raises `InputError` where a cache is given that cannot be continued."""
+    must_step(model.spec, prompts.device, len(prompts), prompts.ids.shape[-1], settings)
     rows = len(prompts) * settings.answers
     constraint = constraint_of(settings, tokenizer, rows)
     speculation = speculation or Speculation()
@@ -92,9 +94,10 @@ def answers(
     """What is answered to each prompt; of beam search the `settings.answers` best, empty ones where it finds fewer."""
     if settings.beams > 1:
         return _searched(model, prompts, settings, tokenizer)
+    steps = decode(model, prompts, settings, tokenizer, speculation=speculation)
     rows = [Writing(settings, tokenizer) for _ in range(len(prompts) * settings.answers)]
     tokens: list[list[Token]] = [[] for _ in rows]
-    for step in decode(model, prompts, settings, tokenizer, speculation=speculation):
+    for step in steps:
         for index, (row, said, token) in enumerate(zip(rows, tokens, weighed(step, settings.logprobs))):
             if row.reason is None and index not in step.over:
                 row.push(token.id)
@@ -149,8 +152,9 @@ def stream(
             raise InputError("beam search continues no cache; set beams=1")
         yield [answer.text or "" for answer in answers(model, prompts, settings, tokenizer)]
         return
+    steps = decode(model, prompts, settings, tokenizer, cache=cache, speculation=speculation)
     rows = [Writing(settings, tokenizer) for _ in range(len(prompts) * settings.answers)]
-    for step in decode(model, prompts, settings, tokenizer, cache=cache, speculation=speculation):
+    for step in steps:
         going = [row.reason is None and index not in step.over for index, row in enumerate(rows)]
         yield [row.push(id) if goes else "" for row, id, goes in zip(rows, step.ids_B.tolist(), going)]
         if all(row.reason for row in rows):

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from anyformer.generation.answer import Token
 from anyformer.generation.decoding import Constraint, Decoder, begin, most_new
+from anyformer.generation.fitting import must_step
 from anyformer.generation.penalties import Said
 from anyformer.generation.prompts import Prompts
 from anyformer.generation.settings import Settings
@@ -163,6 +164,7 @@ def search(
     """
     prompts, device = prompts.checked(), prompts.device
     lengths = [len(row) for row in prompts.rows()]
+    must_step(model.spec, device, len(prompts), max(lengths), settings)
     searches = [_groups(settings, most_new(model, length, settings), tokenizer) for length in lengths]
     running, width = [each for its in searches for each in its], settings.beams // settings.beam_groups
     cache, logits = begin(model, prompts, settings, copies=settings.beams)

@@ -6,8 +6,31 @@ import torch
 
 from anyformer import machine, planning
 from anyformer.errors import InputError
+from anyformer.generation.settings import Settings
 from anyformer.parts.cache import Cache
+from anyformer.planning.pieces import choosing
 from anyformer.spec import Transformer
+
+
+def must_step(spec: Transformer, device: torch.device, prompts: int, length: int, settings: Settings) -> None:
+    """Raises `InputError`, with the figures, where a step of all that is continued side by side of so many `prompts` of
+    `length` tokens, beams, answers or candidates, does not fit into memory: whatever is kept of them comes on top."""
+    V = spec.output.embeddings.vocabulary
+    name, copies = "answers", settings.answers
+    if settings.beams > 1:
+        name, copies = "beams", settings.beams
+    elif settings.penalty_alpha > 0:
+        name, copies = "top_k", min(settings.top_k, V)
+    left = machine.available(device)
+    each = choosing(spec, length, 2 * settings.beams if settings.beams > 1 else 0)
+    if left is None or prompts * copies * each <= left:
+        return
+    fewer = "give fewer prompts at a time" if copies == 1 else f"set lower {name}"
+    raise InputError(
+        f"{_prompts(prompts, copies)} take {prompts * copies * each / 1e9:,.1f} GB at each step, with logits of "
+        f"{V:,} tokens each, and of this machine's memory {left / 1e9:,.1f} GB are left; {fewer}: "
+        f"{left // each:,} side by side fit"
+    )
 
 
 def must_fit(
@@ -42,8 +65,8 @@ def must_fit(
 
 
 def _prompts(rows: int, copies: int) -> str:
-    said = "a prompt" if rows == 1 else f"{rows} prompts"
-    return said if copies == 1 else f"{copies} continuations of {said}"
+    said = "a prompt" if rows == 1 else f"{rows:,} prompts"
+    return said if copies == 1 else f"{copies:,} continuations of {said}"
 
 
 def _fewer(rows: int) -> str:

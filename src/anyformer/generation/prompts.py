@@ -58,15 +58,20 @@ class Prompts:
 
     def checked(self) -> Prompts:
         """The same with all padding of the ids on the left, so that each row ends with its last token. Raises
-        `InputError` for ids that are not [B, T], or of which a row has no token."""
+        `InputError` for ids that are not [B, T], or of which a row has no token; for padding that is not marked by
+        truth values of that shape; and where there is no prompt at all."""
         if self.ids.dim() != 2:
             raise InputError(f"the prompt must be ids [B, T], not {list(self.ids.shape)}; add the batch dimension")
+        if len(self.ids) == 0:
+            raise InputError(f"there are no prompts in ids {list(self.ids.shape)}; give at least one")
         if self.ids.shape[1] == 0:
             raise InputError("the prompt is empty; give at least one token to continue from")
         if self.valid is None:
             return self
         if self.valid.shape != self.ids.shape:
             raise InputError(f"valid is {list(self.valid.shape)}, but the prompt is {list(self.ids.shape)}")
+        if self.valid.dtype != torch.bool:
+            raise InputError(f"valid must be bool, true where there is no padding, not {self.valid.dtype}; add .bool()")
         if not bool(self.valid.any(1).all()):
             raise InputError("a prompt is all padding; give at least one token to continue from")
         order = torch.argsort(self.valid.long(), dim=1, stable=True)

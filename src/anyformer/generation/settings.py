@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
@@ -13,7 +13,6 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     ValidationError,
     model_validator,
@@ -48,9 +47,15 @@ _NAMES = {
 }
 #: What belongs to beam search alone.
 _SEARCH = ("beams", "beam_groups", "diversity_penalty", "answers")
+#: What names ids.
+_IDS = ("bos", "eos", "pad", "start", "forced_bos", "forced_eos", "bad_words")
+#: What narrows a draw down, and its value where it does not.
+_NARROWING = {"top_k": 0, "top_p": 1, "min_p": 0, "typical_p": 1}
 
 #: Ids; one alone will do.
 Ids = Annotated[tuple[int, ...], BeforeValidator(lambda given: (given,) if isinstance(given, int) else given)]
+#: What is added to logits, or to logarithms of probabilities: of larger ones nothing else would be left.
+Penalty = Annotated[float, Field(ge=-1000, le=1000)]
 #: A sequence of at least one id.
 Word = Annotated[tuple[int, ...], Field(min_length=1)]
 
@@ -127,15 +132,15 @@ class Settings(BaseModel):
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     typical_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     beams: PositiveInt = 1
-    length_penalty: float = 1.0
+    length_penalty: Annotated[float, Field(ge=-32, le=32)] = 1.0
     early_stopping: bool | Literal["never"] = False
     beam_groups: PositiveInt = 1
-    diversity_penalty: NonNegativeFloat = 0.0
+    diversity_penalty: Annotated[float, Field(ge=0, le=1000)] = 0.0
     answers: PositiveInt = 1
     penalty_alpha: Annotated[float, Field(ge=0, le=1)] = 0.0
-    repetition_penalty: PositiveFloat = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
+    repetition_penalty: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
     bad_words: tuple[Word, ...] = ()
     max_new_tokens: PositiveInt = 64
     batch_invariant: bool = False
@@ -156,7 +161,8 @@ class Settings(BaseModel):
 
     @classmethod
     def of(cls, config: Mapping[str, Any], **given: Any) -> Settings:
-        """The file's defaults with the caller's settings over them. Raises `InputError` for a setting out of range."""
+        """The file's defaults with the caller's settings over them. Raises `InputError` for a setting out of range, and
+        for one that the caller gives in vain."""
         settings: dict[str, Any] = {name: config[key] for key, name in _NAMES.items() if config.get(key) is not None}
         if config.get("do_sample"):
             settings["temperature"] = config.get("temperature") or 1.0
@@ -166,7 +172,7 @@ class Settings(BaseModel):
             settings.pop(name, None)
         settings.update(given)
         try:
-            return cls.model_validate(settings)
+            return cls.model_validate(settings)._not_in_vain(given)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             if not first["loc"]:
@@ -204,6 +210,35 @@ class Settings(BaseModel):
             )
         return self
 
+    def _not_in_vain(self, given: Container[str]) -> Self:
+        """The same, if what the caller gives to narrow down a draw has a draw to narrow down."""
+        if self.temperature > 0 or "temperature" in given:
+            return self
+        for name, neutral in _NARROWING.items():
+            if name in given and getattr(self, name) != neutral and not (name == "top_k" and self.penalty_alpha > 0):
+                raise InputError(f"{name} narrows down a draw, and nothing is drawn: set a temperature above 0 as well")
+        return self
+
+    def within(self, vocabulary: int, given: Container[str] = ()) -> Self:
+        """The settings of a model that knows so many tokens. What a file says of others never comes up, and is left
+        out. Raises `InputError` for those that the caller has `given`, or that would be forced; and where bad words
+        leave no token."""
+        beyond: dict[str, set[int]] = {}
+        for name in _IDS:
+            if unknown := {id for id in _flat(getattr(self, name)) if not 0 <= id < vocabulary}:
+                beyond[name] = unknown
+        for name, unknown in beyond.items():
+            if name in given or name.startswith("forced"):
+                raise InputError(
+                    f"the generation setting '{name}' cannot be used: there is no token {min(unknown)}, as this "
+                    f"model's vocabulary of {vocabulary:,} goes from 0 to {vocabulary - 1:,}"
+                )
+        kept = {name: _without(getattr(self, name), unknown) for name, unknown in beyond.items()}
+        found = self.model_copy(update=kept) if kept else self
+        if len({word for word in found.banned if len(word) == 1}) == vocabulary:
+            raise InputError(f"bad_words ban each of the {vocabulary:,} tokens that this model knows; leave some")
+        return found
+
     @property
     def filler(self) -> int:
         """The id that stands after an end."""
@@ -219,6 +254,20 @@ class Settings(BaseModel):
         if last and self.forced_eos:
             return self.forced_eos[0]
         return self.forced_bos if first else None
+
+
+def _flat(ids: Any) -> Iterator[int]:
+    """The ids of a setting: one, or several, or words of several."""
+    if isinstance(ids, tuple):
+        for each in ids:
+            yield from _flat(each)
+    elif ids is not None:
+        yield ids
+
+
+def _without(ids: Any, unknown: set[int]) -> Any:
+    """What is left of the ids of a setting, or of words, without those that hold an unknown one."""
+    return tuple(each for each in ids if unknown.isdisjoint(_flat(each))) if isinstance(ids, tuple) else None
 
 
 def _meant(name: str) -> str:

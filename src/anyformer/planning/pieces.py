@@ -16,6 +16,9 @@ PIECE_BYTES, MOST, FEWEST = 1 << 28, 2048, 64
 MASK, BIAS, SCORES = 10, 8, 16
 #: Bytes of a number at most.
 WIDE = 4
+#: So many tensors of logits are held while a token is chosen: the step's before it, its own, what the settings make of
+#: them, and their probabilities. Of each candidate of a search, bytes of what is sorted.
+LOGITS, SORTED = 4, 24
 
 
 def piece(spec: Transformer, batch: int, before: int) -> int:
@@ -33,6 +36,13 @@ def passing(stack: Stack, batch: int, keys: int, tokens: int, width: int = WIDE)
     numbers = 2 * stack.dim + max(_made(mixer, stack.dim) for mixer in mixers)
     mask = MASK if batch > 1 or tokens < keys else 0
     return batch * tokens * (width * numbers + _looking(stack, keys, tokens, mask))
+
+
+def choosing(spec: Transformer, keys: int, candidates: int = 0) -> int:
+    """Bytes that the next token of one row takes, after `keys` of them: on its way through the model, and until it is
+    chosen, by a search among so many `candidates` of each row."""
+    V = spec.output.embeddings.vocabulary
+    return passing(spec.output, 1, keys, 1) + WIDE * LOGITS * V + SORTED * min(candidates, V)
 
 
 def _made(mixer: Mixer, dim: int) -> int:

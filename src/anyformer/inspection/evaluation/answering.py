@@ -54,7 +54,7 @@ def answer(
     """
     tokenizer = reader(model, "seq2seq")
     known = {"max_new_tokens": LONGEST_ANSWER, **model.generation}
-    chosen = Settings.of(known, **{**settings, "answers": 1})
+    chosen = Settings.of(known, **{**settings, "answers": 1}).within(model.vocabulary)
     documents = list(documents)
     columns = SequenceToSequence.encoder(tokenizer, model.spec, length or longest(model.spec), ())(documents)
     pairs = [(document, found["source"]) for document, found in zip(documents, columns) if found]

@@ -164,7 +164,8 @@ class Harness(TemplateLM):
         given = dict(normalize_gen_kwargs(dict(given), LONGEST_ANSWER))
         until = [each for each in handle_stop_sequences(given.pop("until", None), eos=None) if each]
         known = {"eos_token_id": self.tokens.eos, **self.model.generation, **given}
-        return Settings.of(known, max_new_tokens=given["max_gen_toks"], stop=until)
+        found = Settings.of(known, max_new_tokens=given["max_gen_toks"], stop=until)
+        return found.within(self.model.vocabulary)
 
     def _answers(self, prompts: Sequence[list[int]], settings: Settings) -> list[str]:
         """Texts that follow prompts."""
