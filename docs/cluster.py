@@ -85,7 +85,9 @@ and scatters runs beside the products, and is waited for as far as it takes long
 - **MFU**: the model's FLOPs (three forward passes, attention counted exactly) over what all devices could do in the \
 time of the step.
 
-How to launch is another page: [distributed.md](distributed.md).
+The lines of a plan are a recipe's as they stand; what is left to say is where the run lives, its text and its \
+tokenizer, which brings the vocabulary (here the preset's own). `anyformer plan RECIPE.toml --device h100 --devices 64 \
+--utilisation {attained}` then plans that recipe. How to launch is another page: [distributed.md](distributed.md).
 """
 
 
@@ -123,6 +125,7 @@ def section(plan: Plan) -> Iterator[str]:
     yield f"{counted.total / 1e9:.1f}B parameters{active}; rows of {plan.tokens:,} tokens.\n"
     yield "```toml"
     yield f'model.preset = "{plan.preset}"'
+    yield f"training.tokens = {plan.training_tokens:_.0f}"
     yield f"training.sequence_length = {plan.tokens}"
     yield f"training.batch_tokens = {time.tokens}"
     yield f"training.micro_batch_tokens = {plan.rows * plan.tokens}"
