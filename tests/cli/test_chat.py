@@ -14,6 +14,7 @@ import pytest
 
 from anyformer import generation
 from anyformer.cli.chat import HELP, Conversation
+from anyformer.errors import InputError
 from anyformer.model import Transformer, load
 from anyformer.text import Tokenizer
 
@@ -138,6 +139,34 @@ def test_a_pipe_gets_answers_and_nothing_else(command: list[str], talker: Path, 
     assert ran.stdout.splitlines() == [*wanted, wanted[0]] and ran.stderr == ""
 
 
+def test_several_lines_make_one_message(command: list[str], talker: Path, model: Transformer) -> None:
+    """Between triple quotes, on lines of their own or not, to the end of input where none close; with what else stands
+    in them, commands too."""
+    conversation = Conversation(model, max_new_tokens=LENGTH)
+    wanted = [answer(conversation, said) for said in ("one\n/reset\n\n  two", "three", "four\nfive")]
+    arguments = [*command, "chat", str(talker), "-n", str(LENGTH)]
+    said = """\"\"\"\none\n/reset\n\n  two  \n\"\"\"\n \"\"\"three\"\"\"\n\"\"\" four\nfive\n"""
+    ran = subprocess.run(arguments, input=said, capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines() == wanted and ran.stderr == ""
+
+
+def test_what_is_wrong_from_the_start_is_said_at_the_start(anyformer: Callable, talker: Path) -> None:
+    """Settings, a template that refuses the system message, before anything is asked; and a mistyped command is none of
+    the model's business."""
+    ran = anyformer("chat", str(talker), "--stop", "", input="one\n")
+    assert ran.exit_code == 2 and "'stop.0' cannot be used" in ran.stderr
+    ran = anyformer("chat", str(talker), input="/rest\n")
+    assert ran.exit_code == 2 and "there is no command /rest; /reset begins anew" in ran.stderr
+    model = load(talker)
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+    model.tokenizer = Tokenizer(tokenizer._backend, {**tokenizer._config, "chat_template": refusing})
+    Conversation(model)
+    with pytest.raises(InputError, match="the chat template refuses these messages: no system here"):
+        Conversation(model, "be brief")
+
+
 def in_terminal(arguments: list[str]) -> pexpect.spawn:
     """A program in a terminal so wide that nothing wraps, which heeds Ctrl-C even where these tests run in the
     background and do not."""
@@ -162,6 +191,9 @@ def test_a_conversation_in_a_terminal(command: list[str], talker: Path, model: T
     terminal.expect_exact("> ")
     terminal.sendintr()
     terminal.expect_exact(HELP)
+    terminal.expect_exact("> ")
+    terminal.sendline("/rest")
+    terminal.expect_exact("(there is no command /rest; ")
     terminal.expect_exact("> ")
     terminal.sendline("/reset")
     terminal.expect_exact("> ")
@@ -190,10 +222,10 @@ def test_an_answer_is_stopped(command: list[str], talker: Path) -> None:
     assert terminal.exitstatus == 0
 
 
-def test_a_real_model_remembers_what_it_was_told(command: list[str], smollm: Path) -> None:
+def test_a_real_model_remembers_what_it_was_told(command: list[str], smollm2: Path) -> None:
     """SmolLM2, out of its GGUF file and with its own template, in a terminal: in the second turn it knows the word that
     it was told in the first."""
-    terminal = in_terminal([*command, "chat", str(smollm), "-n", "24", "--threads", "1"])
+    terminal = in_terminal([*command, "chat", str(smollm2), "-n", "24", "--threads", "1"])
     terminal.expect_exact("\n> ")
     terminal.sendline("The secret word is banana. Repeat it.")
     terminal.expect_exact("\n> ")

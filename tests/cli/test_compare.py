@@ -7,29 +7,6 @@ from pathlib import Path
 
 import pytest
 
-RECIPE = """
-[run]
-directory = "run"
-[model]
-preset = "llama:tiny"
-[data]
-train = "{text}"
-[training]
-steps = 1
-batch_tokens = 64
-sequence_length = 32
-validate_tokens = 64
-"""
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    """A recipe of one short step."""
-    (tmp_path / "text.txt").write_text("to be or not to be, that is the question\n" * 60)
-    path = tmp_path / "base.toml"
-    path.write_text(RECIPE.format(text=tmp_path / "text.txt"))
-    return path
-
 
 def test_a_comparison_is_a_table_and_json(anyformer, recipe: Path, tmp_path: Path) -> None:
     """The table has a row for the base and one for each variant, says what was adjusted, and where the report is; asked

@@ -34,9 +34,9 @@ def test_dtype(anyformer: Callable, talker: Path, tmp_path: Path) -> None:
     assert load(tmp_path / "half").dtype == torch.bfloat16
 
 
-def test_from_gguf(anyformer: Callable, smollm: Path, tmp_path: Path) -> None:
+def test_from_gguf(anyformer: Callable, smollm2: Path, tmp_path: Path) -> None:
     """A GGUF file becomes a directory that continues a text as the file does."""
-    assert anyformer("convert", smollm, tmp_path / "smol", "--dtype", "bfloat16").code == 0
+    assert anyformer("convert", smollm2, tmp_path / "smol", "--dtype", "bfloat16").code == 0
     assert (tmp_path / "smol" / "config.json").exists()
     assert load(tmp_path / "smol").generate(["The capital of France is"], max_new_tokens=1) == [" Paris"]
 
@@ -102,14 +102,14 @@ def test_what_no_gguf_file_can_hold(anyformer: Callable, talker: Path, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_real_model_speaks_as_before(anyformer: Callable, smollm: Path, tmp_path: Path) -> None:
+def test_a_real_model_speaks_as_before(anyformer: Callable, smollm2: Path, tmp_path: Path) -> None:
     """SmolLM2's quantised file, as a directory, as a GGUF file in float32 again, says what it said of itself; llama.cpp
     reads a text as the same ids and goes on with the same tokens."""
     llamacpp.library()
-    assert anyformer("convert", smollm, tmp_path / "smol").code == 0
+    assert anyformer("convert", smollm2, tmp_path / "smol").code == 0
     assert anyformer("convert", tmp_path / "smol", tmp_path / "x.gguf").code == 0
     metadata = GgufFile(tmp_path / "x.gguf").metadata
-    for key, value in GgufFile(smollm).metadata.items():
+    for key, value in GgufFile(smollm2).metadata.items():
         # Its splits have several names, and what is said of spaces is of other kinds of vocabulary.
         if key.startswith(("llama.", "tokenizer.")) and not key.endswith((".pre", ".add_space_prefix")):
             assert metadata[key] == value, key

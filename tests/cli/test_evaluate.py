@@ -135,14 +135,14 @@ def test_windows_that_do_not_fit(anyformer: Callable, talker: Path, file: Path) 
     assert ran.code == 2 and "stride of 9 does not fit a window of 8" in ran.err
 
 
-def test_a_real_model_finds_english_likely(anyformer: Callable, smollm: Path, tmp_path: Path) -> None:
+def test_a_real_model_finds_english_likely(anyformer: Callable, smollm2: Path, tmp_path: Path) -> None:
     """SmolLM2 needs under two bits a byte for plain English, where bytes drawn evenly need eight."""
     (tmp_path / "english.txt").write_text(
         "The sun rises in the east and sets in the west. Every morning the farmer gets up early to feed the animals, "
         "and in the evening he goes back to his house, where his wife has prepared dinner for the family.\n",
         encoding="utf-8",
     )
-    assert json.loads(anyformer("evaluate", smollm, tmp_path, "--json").out)["bits_per_byte"] < 2
+    assert json.loads(anyformer("evaluate", smollm2, tmp_path, "--json").out)["bits_per_byte"] < 2
 
 
 def test_quantised_and_not(anyformer: Callable, talker: Path, file: Path) -> None:

@@ -158,6 +158,6 @@ def test_an_encoder_generates_nothing(anyformer: Callable) -> None:
     assert ran.code == 2 and "bert:tiny is an encoder" in ran.err
 
 
-def test_a_real_model_knows_the_capital_of_france(anyformer: Callable, smollm: Path) -> None:
+def test_a_real_model_knows_the_capital_of_france(anyformer: Callable, smollm2: Path) -> None:
     """SmolLM2 out of its GGUF file continues as it should."""
-    assert "Paris" in anyformer("generate", smollm, "The capital of France is", "-n", "4").out
+    assert "Paris" in anyformer("generate", smollm2, "The capital of France is", "-n", "4").out

