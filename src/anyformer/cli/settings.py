@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-_DRAWING, _AGAIN, _SEARCH, _FORM = "Drawing", "What is there already", "Search", "What it may be"
+# What is not given is as the checkpoint says, so no default is shown.
+_option = partial(typer.Option, show_default=False)
+_drawing = partial(_option, rich_help_panel="Drawing")
+_repeating = partial(_option, rich_help_panel="What is there already")
+_searching = partial(_option, rich_help_panel="Search")
+_forming = partial(_option, rich_help_panel="What it may be")
 
 
 class CacheType(StrEnum):
@@ -25,232 +31,91 @@ class EarlyStopping(StrEnum):
     never = "never"
 
 
-MaxNewTokens = Annotated[
-    int | None, typer.Option("--max-new-tokens", "-n", min=1, help="The most tokens to add.", show_default=False)
-]
+MaxNewTokens = Annotated[int | None, _option("--max-new-tokens", "-n", min=1, help="The most tokens to add.")]
 Temperature = Annotated[
-    float | None,
-    typer.Option(
-        "--temperature",
-        "-t",
-        min=0,
-        help="0 always takes the likeliest token.",
-        show_default=False,
-        rich_help_panel=_DRAWING,
-    ),
+    float | None, _drawing("--temperature", "-t", min=0, help="0 always takes the likeliest token.")
 ]
-TopK = Annotated[
-    int | None,
-    typer.Option(
-        "--top-k", min=0, help="Draw among the k likeliest only.", show_default=False, rich_help_panel=_DRAWING
-    ),
-]
-TopP = Annotated[
-    float | None,
-    typer.Option(
-        "--top-p",
-        min=0,
-        max=1,
-        help="Draw among the fewest that hold probability p.",
-        show_default=False,
-        rich_help_panel=_DRAWING,
-    ),
-]
+TopK = Annotated[int | None, _drawing("--top-k", min=0, help="Draw among the k likeliest only.")]
+TopP = Annotated[float | None, _drawing("--top-p", min=0, max=1, help="Draw among the fewest that hold probability p.")]
 MinP = Annotated[
-    float | None,
-    typer.Option(
-        "--min-p",
-        min=0,
-        max=1,
-        help="Draw among those at least p times the likeliest.",
-        show_default=False,
-        rich_help_panel=_DRAWING,
-    ),
+    float | None, _drawing("--min-p", min=0, max=1, help="Draw among those at least p times the likeliest.")
 ]
 TypicalP = Annotated[
     float | None,
-    typer.Option(
-        "--typical-p",
-        min=0,
-        max=1,
-        help="Draw among the least surprising and least dull that hold probability p.",
-        show_default=False,
-        rich_help_panel=_DRAWING,
+    _drawing(
+        "--typical-p", min=0, max=1, help="Draw among the least surprising and least dull that hold probability p."
     ),
 ]
-Seed = Annotated[
-    int | None,
-    typer.Option("--seed", help="The same seed draws the same text.", show_default=False, rich_help_panel=_DRAWING),
-]
-RepetitionPenalty = Annotated[
-    float | None,
-    typer.Option(
-        "--repetition-penalty", help="Above 1: avoid what is there.", show_default=False, rich_help_panel=_AGAIN
-    ),
-]
+Seed = Annotated[int | None, _drawing("--seed", help="The same seed draws the same text.")]
+RepetitionPenalty = Annotated[float | None, _repeating("--repetition-penalty", help="Above 1: avoid what is there.")]
 FrequencyPenalty = Annotated[
     float | None,
-    typer.Option(
-        "--frequency-penalty",
-        help="Above 0: avoid what the answer has said, the more so the oftener.",
-        show_default=False,
-        rich_help_panel=_AGAIN,
-    ),
+    _repeating("--frequency-penalty", help="Above 0: avoid what the answer has said, the more so the oftener."),
 ]
 PresencePenalty = Annotated[
-    float | None,
-    typer.Option(
-        "--presence-penalty",
-        help="Above 0: avoid what the answer has said at all.",
-        show_default=False,
-        rich_help_panel=_AGAIN,
-    ),
+    float | None, _repeating("--presence-penalty", help="Above 0: avoid what the answer has said at all.")
 ]
 PenaltyAlpha = Annotated[
     float | None,
-    typer.Option(
-        "--penalty-alpha",
-        min=0,
-        max=1,
-        help="Above 0: of the top-k, take what is least like what is there.",
-        show_default=False,
-        rich_help_panel=_AGAIN,
-    ),
+    _repeating("--penalty-alpha", min=0, max=1, help="Above 0: of the top-k, take what is least like what is there."),
 ]
-Beams = Annotated[
-    int | None,
-    typer.Option(
-        "--beams",
-        min=1,
-        help="Above 1: search for the likeliest answer, so wide.",
-        show_default=False,
-        rich_help_panel=_SEARCH,
-    ),
-]
+Beams = Annotated[int | None, _searching("--beams", min=1, help="Above 1: search for the likeliest answer, so wide.")]
 BeamGroups = Annotated[
-    int | None,
-    typer.Option(
-        "--beam-groups",
-        min=1,
-        help="Divide the beams into so many groups that differ.",
-        show_default=False,
-        rich_help_panel=_SEARCH,
-    ),
+    int | None, _searching("--beam-groups", min=1, help="Divide the beams into so many groups that differ.")
 ]
 DiversityPenalty = Annotated[
     float | None,
-    typer.Option(
-        "--diversity-penalty",
-        min=0,
-        help="How much a group avoids the tokens of those before it.",
-        show_default=False,
-        rich_help_panel=_SEARCH,
-    ),
+    _searching("--diversity-penalty", min=0, help="How much a group avoids the tokens of those before it."),
 ]
 LengthPenalty = Annotated[
-    float | None,
-    typer.Option(
-        "--length-penalty",
-        help="Above 0: the search favours long answers (1).",
-        show_default=False,
-        rich_help_panel=_SEARCH,
-    ),
+    float | None, _searching("--length-penalty", help="Above 0: the search favours long answers (1).")
 ]
 Early = Annotated[
     EarlyStopping | None,
-    typer.Option(
+    _searching(
         "--early-stopping",
         help="The search is over with as many answers as beams (true), or where no better one is likely (false).",
-        show_default=False,
-        rich_help_panel=_SEARCH,
     ),
 ]
-Answers = Annotated[
-    int | None,
-    typer.Option(
-        "--answers",
-        min=1,
-        help="How many: of the search the best, else draws.",
-        show_default=False,
-        rich_help_panel=_SEARCH,
-    ),
-]
-Stop = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--stop", help="End before this text; several are possible.", show_default=False, rich_help_panel=_FORM
-    ),
-]
+Answers = Annotated[int | None, _searching("--answers", min=1, help="How many: of the search the best, else draws.")]
+Stop = Annotated[list[str] | None, _forming("--stop", help="End before this text; several are possible.")]
 JsonSchema = Annotated[
-    str | None,
-    typer.Option(
-        "--json-schema",
-        metavar="FILE|TEXT",
-        help="Answer in JSON that this schema describes.",
-        show_default=False,
-        rich_help_panel=_FORM,
-    ),
+    str | None, _forming("--json-schema", metavar="FILE|TEXT", help="Answer in JSON that this schema describes.")
 ]
-Regex = Annotated[
-    str | None,
-    typer.Option(
-        "--regex",
-        help="Answer what this regular expression matches.",
-        show_default=False,
-        rich_help_panel=_FORM,
-    ),
-]
-Grammar = Annotated[
-    Path | None,
-    typer.Option(
-        "--grammar",
-        help="Answer in the language of the Lark grammar in this file.",
-        show_default=False,
-        rich_help_panel=_FORM,
-    ),
-]
+Regex = Annotated[str | None, _forming("--regex", help="Answer what this regular expression matches.")]
+Grammar = Annotated[Path | None, _forming("--grammar", help="Answer in the language of the Lark grammar in this file.")]
 PromptLookup = Annotated[
     int | None,
-    typer.Option(
+    _option(
         "--prompt-lookup",
         min=0,
         help="Guess so many tokens at a time from what the prompt says: faster, the same text.",
-        show_default=False,
     ),
 ]
 BatchInvariant = Annotated[
     bool | None,
-    typer.Option(
+    _option(
         "--batch-invariant",
         help="Let no answer depend on the others, to the bit; beyond 512 tokens each is then decoded by itself.",
-        show_default=False,
     ),
 ]
 QuantizeCache = Annotated[
     CacheType | None,
-    typer.Option(
+    _option(
         "--quantize-cache",
         help="Keep keys and values in 8 bits: half the memory of long contexts, nearly the same text.",
-        show_default=False,
     ),
 ]
 Draft = Annotated[
     str | None,
-    typer.Option(
+    _option(
         "--draft",
         metavar="MODEL",
         help="Have a smaller model of the same vocabulary guess tokens: faster, the same text.",
-        show_default=False,
     ),
 ]
 Logprobs = Annotated[
-    int | None,
-    typer.Option(
-        "--logprobs",
-        min=0,
-        help="With --json: so many of the likeliest tokens at each place.",
-        show_default=False,
-    ),
+    int | None, _option("--logprobs", min=0, help="With --json: so many of the likeliest tokens at each place.")
 ]
 
 
