@@ -141,7 +141,7 @@ def result(history: History) -> str:
     if "bits_per_byte" in last:
         return f"{last['bits_per_byte']:.3f} bits per byte of held-out text, after {seen}."
     if "accuracy" in last:
-        return f"{last['accuracy']:.1%} of the held-out targets found, after {seen}."
+        return f"{last['accuracy']:.1%} right on held-out data, after {seen}."
     if "loss" in last:
         return f"A loss of {last['loss']:.4f} on held-out data, after {seen}."
     losses = history.loss[np.isfinite(history.loss)]
