@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -78,6 +79,20 @@ SetOption = Annotated[
         "--set",
         metavar="KEY=VALUE",
         help="Set a key of the recipe to a TOML value: training.steps=200.",
+        show_default=False,
+    ),
+]
+BaseArgument = Annotated[
+    str, typer.Argument(metavar="BASE.toml", help="The recipe that everything starts from.", show_default=False)
+]
+SeedsOption = Annotated[int, typer.Option("--seeds", min=1, help="Runs of each, one a seed.")]
+RunsOption = Annotated[Path, typer.Option("--out", "-o", help="Where the runs and the report go.")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        help="Runs at a time, each in a process with its share of the threads; one a GPU, else 1, unless given.",
         show_default=False,
     ),
 ]

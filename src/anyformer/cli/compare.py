@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anyformer.cli.common import (
+    BaseArgument,
     DebugOption,
     JsonOption,
+    RunsOption,
+    SeedsOption,
     SetOption,
     ThreadsOption,
+    WorkersOption,
     new_table,
     note,
     print_json,
@@ -20,19 +24,6 @@ from anyformer.cli.common import (
 
 if TYPE_CHECKING:
     from anyformer.comparing import Comparison
-
-BaseArgument = Annotated[
-    str, typer.Argument(metavar="BASE.toml", help="The recipe that everything is compared with.", show_default=False)
-]
-WorkersOption = Annotated[
-    int | None,
-    typer.Option(
-        "--workers",
-        min=1,
-        help="Runs at a time, each in a process with its share of the threads; one a GPU, else 1, unless given.",
-        show_default=False,
-    ),
-]
 
 
 def compare(
@@ -57,10 +48,10 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each, paired by seed.")] = 3,
+    seeds: SeedsOption = 3,
     confidence: Annotated[float, typer.Option("--confidence", help="Of the intervals.")] = 0.95,
     settings: SetOption = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the runs and the report go.")] = Path("comparison"),
+    out: RunsOption = Path("comparison"),
     workers: WorkersOption = None,
     as_json: JsonOption = False,
     threads: ThreadsOption = None,

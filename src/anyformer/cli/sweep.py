@@ -8,16 +8,19 @@ from typing import Annotated
 import typer
 
 from anyformer.cli.common import (
+    BaseArgument,
     DebugOption,
     JsonOption,
+    RunsOption,
+    SeedsOption,
     SetOption,
     ThreadsOption,
+    WorkersOption,
     new_table,
     note,
     print_json,
     print_table,
 )
-from anyformer.cli.compare import BaseArgument, WorkersOption
 from anyformer.errors import ExperimentError
 
 
@@ -28,9 +31,9 @@ def sweep(
     ],
     sizes: Annotated[int, typer.Option("--sizes", min=1, help="Sizes of each budget; five make a curve.")] = 5,
     span: Annotated[float, typer.Option("--span", help="The largest size over the smallest.")] = 16.0,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each.")] = 1,
+    seeds: SeedsOption = 1,
     settings: SetOption = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the runs and the report go.")] = Path("sweep"),
+    out: RunsOption = Path("sweep"),
     workers: WorkersOption = None,
     as_json: JsonOption = False,
     threads: ThreadsOption = None,
