@@ -6,6 +6,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from anyformer import generation
 from anyformer.cli.chat import HELP, Conversation
-from anyformer.errors import InputError
+from anyformer.errors import TextError
 from anyformer.model import Transformer, load
 from anyformer.text import Tokenizer
 
@@ -139,31 +140,36 @@ def test_a_pipe_gets_answers_and_nothing_else(command: list[str], talker: Path, 
     assert ran.stdout.splitlines() == [*wanted, wanted[0]] and ran.stderr == ""
 
 
-def test_several_lines_make_one_message(command: list[str], talker: Path, model: Transformer) -> None:
-    """Between triple quotes, on lines of their own or not, to the end of input where none close; with what else stands
-    in them, commands too."""
+def test_several_lines_make_one_message(
+    anyformer: Callable, talker: Path, model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between triple quotes, on lines of their own or not, to the end of input where none close; with whatever else
+    stands there, commands too."""
     conversation = Conversation(model, max_new_tokens=LENGTH)
     wanted = [answer(conversation, said) for said in ("one\n/reset\n\n  two", "three", "four\nfive")]
-    arguments = [*command, "chat", str(talker), "-n", str(LENGTH)]
-    said = """\"\"\"\none\n/reset\n\n  two  \n\"\"\"\n \"\"\"three\"\"\"\n\"\"\" four\nfive\n"""
-    ran = subprocess.run(arguments, input=said, capture_output=True, text=True, check=True)
-    assert ran.stdout.splitlines() == wanted and ran.stderr == ""
+    said = '"""\none\n/reset\n\n  two  \n"""\n """three"""\n\n""" four\nfive\n'
+    monkeypatch.setattr("sys.stdin", StringIO(said))
+    assert anyformer("chat", talker, "-n", LENGTH).out.splitlines() == wanted
 
 
-def test_what_is_wrong_from_the_start_is_said_at_the_start(anyformer: Callable, talker: Path) -> None:
-    """Settings, a template that refuses the system message, before anything is asked; and a mistyped command is none of
-    the model's business."""
-    ran = anyformer("chat", str(talker), "--stop", "", input="one\n")
-    assert ran.exit_code == 2 and "'stop.0' cannot be used" in ran.stderr
-    ran = anyformer("chat", str(talker), input="/rest\n")
-    assert ran.exit_code == 2 and "there is no command /rest; /reset begins anew" in ran.stderr
-    model = load(talker)
+def test_what_is_wrong_from_the_start_is_said_at_the_start(
+    anyformer: Callable, talker: Path, model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings, and a template that refuses the system message, before anything is asked; and a mistyped command is
+    not meant for the model."""
+    for arguments, sentence in [
+        (("--stop", ""), "'stop.0' cannot be used"),
+        ((), "there is no command /rest; /reset begins anew"),
+    ]:
+        monkeypatch.setattr("sys.stdin", StringIO("/rest\n"))
+        ran = anyformer("chat", talker, *arguments)
+        assert ran.code == 2 and sentence in ran.err and not ran.out
     tokenizer = model.tokenizer
     assert tokenizer is not None
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
     model.tokenizer = Tokenizer(tokenizer._backend, {**tokenizer._config, "chat_template": refusing})
     Conversation(model)
-    with pytest.raises(InputError, match="the chat template refuses these messages: no system here"):
+    with pytest.raises(TextError, match="the chat template refuses these messages: no system here"):
         Conversation(model, "be brief")
 
 

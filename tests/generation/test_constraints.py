@@ -287,6 +287,9 @@ def test_what_cannot_be_followed_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     constraint = constraint_of(settings, text.byte_level(), 1)
     with pytest.raises(InputError, match=r"the constraint does not allow token .* take back forced_bos or bad_words"):
         list(steps(model_of(300), Prompts(torch.ones(1, 2, dtype=torch.long)), settings, constraint=constraint))
+    drawn, constraint = settings.model_copy(update={"temperature": 1.0}), constraint_of(settings, text.byte_level(), 1)
+    with pytest.raises(InputError, match="the constraint does not allow what other settings leave; take back forced"):
+        list(steps(model_of(257), Prompts(torch.ones(1, 2, dtype=torch.long)), drawn, constraint=constraint))
     with pytest.raises(
         InputError, match="an answer follows one constraint: give one of json_schema, regex and grammar"
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
@@ -27,11 +28,14 @@ if TYPE_CHECKING:
 
 #: The longest answer unless told otherwise, in tokens.
 LONGEST_ANSWER = 1024
-HELP = "/reset begins anew · /exit or Ctrl-D leaves · Ctrl-C stops an answer"
+HELP = '/reset begins anew · /exit or Ctrl-D leaves · Ctrl-C stops an answer · """ around several lines makes them one'
+#: What stands before and after a message of several lines.
+QUOTES = '"""'
 
 
 class Conversation:
-    """Messages so far, and a cache that holds what the model has read and written of them.
+    """Messages so far, and a cache that holds what the model has read and written of them. Raises `InputError` for
+    settings that cannot be used, `TextError` for a system message that the template refuses.
 
     Each turn renders the whole conversation by the model's own template. Where its ids go on from those in the cache,
     only the rest is read; where they do not (a template that rewrites earlier turns, an answer that would be cut into
@@ -39,9 +43,12 @@ class Conversation:
     """
 
     def __init__(self, model: Transformer, system: str | None = None, **settings: Any) -> None:
-        self.model, self.settings = model, settings
+        self.model, self.settings = model, model.settings(**settings).model_copy(update={"answers": 1})
         self.opening = [{"role": "system", "content": system}] if system is not None else []
         self.reset()
+        if self.opening:
+            # A template that knows no system message says so now, and not after the first question.
+            self._rendered([*self.opening, {"role": "user", "content": "?"}])
 
     def reset(self) -> None:
         """Forget all that was said."""
@@ -56,11 +63,9 @@ class Conversation:
 
         from anyformer.generation import Prompts, Speculation, Writing, decode
 
-        tokenizer = self.model.tokenizer
-        assert tokenizer is not None
-        chosen = self.model.settings(**self.settings).model_copy(update={"answers": 1})
+        tokenizer, chosen = self.model.tokenizer, self.settings
         messages = [*self.messages, {"role": "user", "content": text}]
-        ids = tokenizer.encode(tokenizer.chat(messages), special=False)
+        ids = self._rendered(messages)
         unread = self._unread(ids, chosen.prompt_lookup, chosen.quantize_cache)
         prompts = Prompts(torch.tensor([unread], device=self.model.device))
         speculation = Speculation(past=ids[: -len(unread)])
@@ -86,6 +91,12 @@ class Conversation:
             else:
                 # An interrupted pass may have reached some layers' cache and not others'.
                 self.cache, self.held = None, []
+
+    def _rendered(self, messages: list[dict[str, str]]) -> list[int]:
+        """The ids of a conversation. Raises `TextError` where the template refuses it."""
+        tokenizer = self.model.tokenizer
+        assert tokenizer is not None
+        return tokenizer.encode(tokenizer.chat(messages), special=False)
 
     def _unread(self, ids: list[int], margin: int, quantize: Literal["int8"] | None) -> list[int]:
         """The ids that the cache does not hold; all of them, with a new cache, where it holds something else."""
@@ -122,8 +133,9 @@ def chat(
 ) -> None:
     """Hold a conversation, with the model's own chat template.
 
-    /reset begins anew, /exit or Ctrl-D leaves, Ctrl-C stops an answer. Without a terminal, each line of standard input
-    is a message and each answer goes to standard output.
+    /reset begins anew, /exit or Ctrl-D leaves, Ctrl-C stops an answer; three quotes before and after several lines make
+    them one message. Without a terminal, each line of standard input is a message and each answer goes to standard
+    output.
     """
     loaded = open_reader(model, dtype, device, quantize)
     if loaded.decoder is None or loaded.encoder is not None or loaded.spec.head.kind != "language_model":
@@ -140,16 +152,18 @@ def chat(
             return
         if message == "/reset":
             conversation.reset()
+        elif re.fullmatch(r"/\w+", message):
+            _not_a_command(message)
         elif message:
             _answer(conversation, message)
 
 
 def _messages() -> Iterator[str]:
-    """What the user says, a line at a time, until the end of input."""
+    """What the user says, until the end of input."""
     talks = sys.stdin.isatty()
     while True:
         try:
-            yield input("\n> " if talks else "").strip()
+            yield _message(talks)
         except EOFError:
             if talks:
                 print()
@@ -158,6 +172,25 @@ def _messages() -> Iterator[str]:
             if not talks:
                 raise
             print(f"\n{HELP}")
+
+
+def _message(talks: bool) -> str:
+    """A line; or what stands between QUOTES, or between these and the end of input, in as many lines as it takes."""
+    said = input("\n> " if talks else "").strip()
+    if not said.startswith(QUOTES):
+        return said
+    said = said.removeprefix(QUOTES)
+    with suppress(EOFError):
+        while not said.endswith(QUOTES):
+            said += "\n" + input(". " if talks else "").rstrip()
+    return said.removesuffix(QUOTES).strip()
+
+
+def _not_a_command(message: str) -> None:
+    """Says so: one that is mistyped is not meant for the model."""
+    if not sys.stdin.isatty():
+        raise InputError(f"there is no command {message}; {HELP}")
+    print(f"(there is no command {message}; {HELP})")
 
 
 def _answer(conversation: Conversation, message: str) -> None:

@@ -113,13 +113,16 @@ class Line:
         forced."""
         if self.over or id in self.vocabulary.eos:
             self.over = True
-        elif id < self.vocabulary.size and (written := self.vocabulary.tokens[id + self._shift]):
-            if not self._matcher.consume_token(id + self._shift):
-                raise InputError(
-                    f"after {self._said} the constraint does not allow token {id}, {written!r}, which other settings "
-                    f"leave as the only one; take back forced_bos or bad_words"
-                )
-            self._text += written
+            return
+        # Where nothing is left to draw from, what is drawn is no token.
+        known = id < self.vocabulary.size
+        written = self.vocabulary.tokens[id + self._shift] if known else b""
+        if not known or (written and not self._matcher.consume_token(id + self._shift)):
+            what = f"token {id}, {written!r}, which other settings leave" if known else "what other settings leave"
+            raise InputError(
+                f"after {self._said} the constraint does not allow {what}; take back forced_bos or bad_words"
+            )
+        self._text += written
 
     @property
     def _shift(self) -> int:
