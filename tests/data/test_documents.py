@@ -34,10 +34,19 @@ def test_several_encodings_are_tried_in_turn_for_each_file(tmp_path: Path) -> No
 
 
 def test_an_unknown_encoding_is_refused(tmp_path: Path) -> None:
-    """Python's own complaint would name neither key nor way out."""
+    """Python's own complaint would name neither key nor way out; and some of its codecs give no text."""
     (tmp_path / "a.txt").write_text("a")
-    with pytest.raises(DataError, match="no text encoding 'latin-9000'"):
-        read_text(tmp_path / "a.txt", ["latin-9000"])
+    for name in ("latin-9000", "base64", "rot13", ""):
+        with pytest.raises(DataError, match=f"no text encoding '{name}'"):
+            read_text(tmp_path / "a.txt", [name])
+
+
+def test_what_begins_as_utf_16_is_taken_for_it(tmp_path: Path) -> None:
+    """Any bytes are Latin-1, so to try that would train on every other character."""
+    (tmp_path / "a.txt").write_text("Crème", encoding="utf-16")
+    with pytest.raises(DataError, match=r"byte 0xff at offset 0 .*, such as utf-16"):
+        read_text(tmp_path / "a.txt")
+    assert read_text(tmp_path / "a.txt", ["utf-16"]) == "Crème"
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the Gutenberg texts, which are not part of the repository")

@@ -253,7 +253,7 @@ def test_what_does_not_fit_is_found_beyond_the_first_part(tmp_path: Path, monkey
     """The offset and the line are those of the file, even if a character stands across two parts."""
     monkeypatch.setattr(files, "PART", 4)
     path = written(tmp_path / "a.txt", b"ab\nc\ndef\xc3\xc3\n")
-    with pytest.raises(DataError, match=r"not utf-8: .* in turn for each file; nor is it ascii or utf-16"):
+    with pytest.raises(DataError, match=r"not utf-8: .* in turn for each file, .*; it is not ascii or utf-16 either"):
         read_text(path, ["utf-8", "ascii", "utf-16"])
     with pytest.raises(DataError, match=r"byte 0xc3 at offset 8 .line 3."):
         read_text(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,21 @@ def test_what_is_not_there_is_named(tmp_path: Path, reference: str) -> None:
     """A reference that stands for nothing is an error, not an empty data set."""
     with pytest.raises(DataError, match=f"nothing found at .*{reference.split('/')[0]}"):
         find_files(str(tmp_path / reference))
+
+
+def test_what_can_be_read_only_once_or_not_at_all_is_no_file(tmp_path: Path) -> None:
+    """A pipe would be waited for without an end; links may lead nowhere, or round in circles."""
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "astray.txt").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "round.txt").symlink_to(tmp_path / "round.txt")
+    (tmp_path / "up").symlink_to(tmp_path)
+    with pytest.raises(DataError, match=r"pipe.txt is neither a file nor a folder"):
+        find_files(tmp_path / "pipe.txt")
+    with pytest.raises(DataError, match=r"nothing found at .*\*.txt"):
+        find_files(str(tmp_path / "*.txt"))
+    text = tmp_path / "text.txt"
+    text.write_text("text")
+    assert find_files(str(tmp_path / "*.txt")) == find_files(tmp_path) == [text]
 
 
 def test_a_folder_without_text_and_no_reference_at_all_are_errors(tmp_path: Path) -> None:

@@ -105,6 +105,42 @@ def test_data_that_cannot_be_used_leaves_nothing_behind(recipe: Recipes, tmp_pat
     assert (splits["train"]["documents"], splits["validation"]["documents"]) == (193, 7)
 
 
+def test_a_text_that_changes_while_it_is_tokenised_is_named(
+    recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is held out was measured on it as it was; the directory is free for another try."""
+    path = tmp_path / "log.txt"
+    path.write_text("the king takes the queen\n" * 100)
+    real = prepare.write_corpus
+
+    def written(*arguments: Any, **named: Any) -> None:
+        real(*arguments, **named)
+        with path.open("a") as file:
+            file.write("and a rook\n")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "write_corpus", written)
+        with pytest.raises(DataError, match=r"log.txt was changed while it was tokenised"):
+            train(recipe(steps=1), overrides=[f"data.train={path}"], progress=False)
+    assert not (tmp_path / "run").exists()
+    assert train(recipe(steps=1), overrides=[f"data.train={path}"], progress=False).finished
+
+
+def test_what_is_left_out_to_the_last_record_is_said(recipe: Recipes, tmp_path: Path) -> None:
+    """Of what is trained on, and of what is measured on."""
+    short, long = tmp_path / "short.tsv", tmp_path / "long.tsv"
+    short.write_text("king\tqueen\n" * 20)
+    long.write_text("king " * 20 + "\tqueen\n")
+    for training, validation, said in (
+        (long, short, "no record to train on is left: .* 'seq2seq' .* training.sequence_length=32 tokens"),
+        (short, long, "nothing of data.validation is left: .* training.sequence_length=32 tokens"),
+    ):
+        data = recipe(objective="seq2seq", steps=1)
+        data["data"] = {"train": str(training), "validation": str(validation)}
+        with pytest.raises(DataError, match=said):
+            train(data, progress=False)
+
+
 def test_what_another_recipe_left_is_not_used(recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill leaves a tokenisation behind; the directory taken for another tokenizer makes its own."""
     monkeypatch.setattr(shards, "SHARD", 500)

@@ -24,6 +24,7 @@ from anyformer.errors import DataError, SpecError, TrainingError
 from anyformer.planning import forward_flops
 from anyformer.training import read_metrics, read_recipe, train
 from anyformer.training import run as running
+from anyformer.training.length import REHEARSED_BATCHES
 from anyformer.training.trainer import Trainer
 
 Recipes = Callable[..., dict[str, Any]]
@@ -202,6 +203,26 @@ def test_a_file_cannot_hold_a_run(recipe: Recipes, tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_run_that_is_going_on_is_not_resumed_beside_itself(recipe: Recipes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else's resuming is refused, and changes nothing of what it ends in."""
+    whole = train(recipe("whole"), progress=False).directory
+    run = whole.with_name("run")
+    real, refused = Trainer.update, 0
+
+    def update(self: Trainer, index: int, rate: float) -> Any:
+        nonlocal refused
+        if index == 4:
+            with pytest.raises(TrainingError, match=rf"{run} is being trained by another process"):
+                train(resume=run, progress=False)
+            refused += 1
+        return real(self, index, rate)
+
+    monkeypatch.setattr(Trainer, "update", update)
+    train(recipe(), progress=False)
+    assert refused == 1
+    assert_same_run(whole, run)
+
+
 def test_there_must_be_a_run_to_resume(tmp_path: Path, recipe: Recipes) -> None:
     """And one of the two, a recipe or a run; a resumed run keeps its recipe."""
     with pytest.raises(TrainingError, match="holds no run to resume"):
@@ -298,7 +319,7 @@ def test_measuring_minutes_reads_no_more_held_out_text_than_it_needs(
     made["data"]["held_out"] = 0.5
     train(made, progress=False)
     rehearsed, validated = read
-    assert rehearsed == running.REHEARSED_BATCHES * 256 < validated
+    assert rehearsed == REHEARSED_BATCHES * 256 < validated
 
 
 def test_a_full_disk_ends_the_run_with_its_last_checkpoint_whole(
@@ -358,7 +379,7 @@ def test_a_full_disk_between_text_and_first_step_keeps_what_was_tokenised(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(running, "_number_of_steps", full)
+        patch.setattr(running, "number_of_steps", full)
         with pytest.raises(TrainingError, match=r"the run stopped: No space left on device; .* --resume"):
             train(recipe(), progress=False)
     directory = Path(recipe()["run"]["directory"])

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from anyformer.training.state import Checkpoints, Counters, Metrics, read_metrics, write_directory
+from anyformer.errors import TrainingError
+from anyformer.training.state import Checkpoints, Counters, Metrics, held, read_metrics, write_directory
 
 
 def content(text: str) -> Callable[[Path], None]:
@@ -67,6 +68,30 @@ def test_a_step_can_be_saved_again_over_a_damaged_one(tmp_path: Path) -> None:
     saved.save(Counters(step=10), content("new"))
     assert saved.newest_whole(pytest.fail) == (path, Counters(step=10))
     assert (path / "weights").read_text() == "new"
+
+
+def test_what_a_killed_save_left_is_removed(tmp_path: Path) -> None:
+    """Half a checkpoint may be as large as a whole one, and none of its step need ever be saved again."""
+    saved = Checkpoints(tmp_path)
+    path = saved.save(Counters(step=10), content("first"))
+    (saved.directory / ".step-00000013.partial").mkdir()
+    (saved.directory / ".step-00000013.partial" / "weights").write_text("half")
+    saved.tidy()
+    assert [each.name for each in saved.directory.iterdir()] == [path.name]
+    assert saved.newest_whole(pytest.fail) == (path, Counters(step=10))
+
+
+def test_a_run_is_one_process_s_own(tmp_path: Path) -> None:
+    """Until that one is done with it, however it ends."""
+    with held(tmp_path):
+        with pytest.raises(TrainingError, match="is being trained by another process"), held(tmp_path):
+            pytest.fail("two have it")
+        with held(tmp_path.parent):
+            pass
+    with pytest.raises(KeyError), held(tmp_path):
+        raise KeyError
+    with held(tmp_path):
+        pass
 
 
 def calls_during_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail_at: int | None) -> int:

@@ -18,6 +18,8 @@ from anyformer.errors import DataError
 COMPRESSIONS = (".gz", ".zst")
 #: Bytes of a text that are decoded at once.
 PART = 1 << 18
+#: What a text in UTF-16 begins with.
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 #: Is told of each number of bytes of a file that were read, compressed or not.
 Advance = Callable[[int], object]
@@ -102,7 +104,7 @@ def encoding_of(path: Path, encodings: Sequence[str]) -> str:
             return encoding
         except _Misfit as misfit:
             misfits.append(misfit)
-    raise DataError(f"{misfits[0]}; nor is it {' or '.join(encodings[1:])}")
+    raise DataError(f"{misfits[0]}; it is not {' or '.join(encodings[1:])} either")
 
 
 def read_parts(path: Path, encoding: str, advance: Advance = unheard) -> Iterator[str]:
@@ -124,8 +126,10 @@ class _Misfit(DataError):
 
 def _decoded(path: Path, encoding: str, advance: Advance = unheard) -> Iterator[str]:
     try:
+        # Some codecs, such as base64, turn bytes into no text; asked this way, they say so.
+        "".encode(encoding)
         decoder = codecs.getincrementaldecoder(encoding)()
-    except LookupError:
+    except (LookupError, UnicodeError):
         raise DataError(
             f"there is no text encoding '{encoding}'; data.encoding takes names such as utf-8, latin-1 or cp1252"
         ) from None
@@ -139,10 +143,11 @@ def _decoded(path: Path, encoding: str, advance: Advance = unheard) -> Iterator[
                 # What the decoder looked at begins with what was left of the block before.
                 place = begin + len(block) - len(error.object) + error.start
                 line += error.object[: error.start].count(b"\n")
+                likely = "utf-16" if error.object.startswith(UTF_16) and place == 0 else "latin-1"
                 raise _Misfit(
                     f"{path} is not {encoding}: byte 0x{error.object[error.start]:02x} at offset {place} (line {line}) "
-                    f"does not fit; say what it is with --encoding (data.encoding), such as latin-1, or several to try "
-                    f"in turn for each file"
+                    f"does not fit; say what it is with --encoding (data.encoding), such as {likely}, or several to "
+                    f"try in turn for each file, or leave it out with data.exclude if it is no text"
                 ) from None
             except UnicodeError as error:
                 raise _Misfit(f"{path} is not {encoding}: {error}") from None

@@ -61,7 +61,12 @@ def find_files(references: str | Path | Sequence[str | Path], *, exclude: Sequen
         else:
             # Path.glob takes no absolute pattern.
             matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
-            files = [file for match in matches for file in (_walk(match, exclude) if match.is_dir() else [match])]
+            files = [file for match in matches for file in _files_at(match, exclude)]
+            if not files and path.exists():
+                raise DataError(
+                    f"{path} is neither a file nor a folder; save what it gives into a file, which can be "
+                    f"read more than once"
+                )
             if not files:
                 raise DataError(
                     f"nothing found at '{reference}': no such file or folder, and as a glob it has no match"
@@ -102,6 +107,14 @@ def _fetched(reference: str, exclude: Sequence[str]) -> list[Path]:
     if not files:
         raise DataError(f"no text files at '{reference}': the data set has none of that name")
     return files
+
+
+def _files_at(match: Path, exclude: Sequence[str]) -> Iterator[Path]:
+    """What a match of a glob stands for. Pipes, and links that lead nowhere, are passed over."""
+    if match.is_dir():
+        yield from _walk(match, exclude)
+    elif match.is_file():
+        yield match
 
 
 def _walk(folder: Path, exclude: Sequence[str]) -> Iterator[Path]:

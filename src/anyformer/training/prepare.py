@@ -83,12 +83,15 @@ def _tokenise(recipe: Recipe, sources: Sources, directory: Path, display: Displa
     """Fill a directory with tokenizer and corpus, or go on where an earlier attempt at the same left it."""
     objective, length = OBJECTIVES[recipe.training.objective], recipe.training.sequence_length
     asked = {key: value for key, value in recipe.to_data().items() if key in ("model", "tokenizer")}
-    about = {**sources.facts(), **asked, "objective": objective.name, "sequence_length": length}
+    facts = sources.facts()
+    about = {**facts, **asked, "objective": objective.name, "sequence_length": length}
     about = json.loads(json.dumps(about))
     note = directory / "about.json"
     if note.exists() and read_json(note) == about:
         display.note("going on with a tokenisation that was stopped")
     else:
+        if note.exists():
+            display.note("the data is not what it was when its tokenisation was stopped: it is tokenised anew")
         shutil.rmtree(directory, ignore_errors=True)
         _equipped(_tokenizer(recipe, sources, display), recipe).save(directory)
         write_json(note, about)
@@ -100,10 +103,27 @@ def _tokenise(recipe: Recipe, sources: Sources, directory: Path, display: Displa
         documents = sources.documents(advance)
         about = {**about, "labels": labels}
         write_corpus(directory, documents, encode, vocabulary=tokenizer.vocabulary_size, about=about)
+    _check_unchanged(facts, sources.facts())
     note.unlink()
     objective.check_corpus(open_corpus(directory, "train"), length)
-    if not open_corpus(directory, "validation").documents:
-        raise DataError("too little text to hold any out for validation; name some in data.validation")
+    if open_corpus(directory, "validation").documents:
+        return
+    if sources.validation:
+        raise DataError(
+            f"nothing of data.validation is left: all of it is empty, or does not fit into training.sequence_length="
+            f"{length:,} tokens"
+        )
+    raise DataError(
+        "too little text to hold any out for validation; name some in data.validation, or hold out more with "
+        "data.held_out"
+    )
+
+
+def _check_unchanged(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Texts are read more than once, for what is held out and for what labels there are."""
+    for then, now in zip(before["files"], after["files"], strict=True):
+        if then != now:
+            raise DataError(f"{then['path']} was changed while it was tokenised; train once nothing writes to it")
 
 
 def _amount(said: Mapping[str, Any], longest: int) -> str:

@@ -133,7 +133,7 @@ class Data(Part, frozen=True):
 
     train: Strings = Field(min_length=1)
     validation: Strings | None = None
-    encoding: Strings = ("utf-8",)
+    encoding: Strings = Field(default=("utf-8",), min_length=1)
     exclude: Strings = ()
     held_out: Annotated[CountOrShare, Field(gt=0)] = 0.05
     columns: dict[str, str | NonNegativeInt] = Field(default_factory=dict)

@@ -8,7 +8,6 @@ number of threads.
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import platform
@@ -18,10 +17,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -30,6 +28,7 @@ import torch
 from anyformer.disk import aside_of, said, write_json
 from anyformer.errors import AnyformerError, CheckpointError, TextError, TrainingError
 from anyformer.model.building import best_device
+from anyformer.training.length import number_of_steps
 from anyformer.training.prepare import Text, check_model, described, prepare_text, saved_model, starting_model
 from anyformer.training.recipe import Recipe, read_recipe
 from anyformer.training.scale.ranks import Alone, joined, leads
@@ -41,6 +40,7 @@ from anyformer.training.state import (
     Counters,
     Metrics,
     NoMetrics,
+    held,
     read_json,
     read_metrics,
 )
@@ -49,10 +49,6 @@ from anyformer.training.watching.circumstances import circumstances
 from anyformer.training.watching.progress import Display
 from anyformer.training.watching.trackers import trackers_of
 from anyformer.training.watching.watch import watched
-
-#: Before a run of so many minutes, the share of them spent on finding out how long a step takes, and how many steps'
-#: tokens a validation reads there: what all of them take follows from these.
-REHEARSAL, REHEARSED_BATCHES = 0.03, 8
 
 
 @dataclass(frozen=True)
@@ -99,9 +95,10 @@ def train(
         assert recipe is not None
         recipe = read_recipe(recipe, overrides)
         directory = recipe.run.directory
-    with joined(recipe.scale) as ranks:
+    with joined(recipe.scale) as ranks, ExitStack() as stack:
         if resume is None:
             ranks.first(lambda: _claim(directory, recipe) if ranks.leads else None)
+        ranks.first(lambda: stack.enter_context(held(directory)) if ranks.leads else None)
         return _guarded(recipe, directory, display, began, ranks, is_new=resume is None)
 
 
@@ -196,7 +193,7 @@ def _run(recipe: Recipe, directory: Path, display: Display, began: float, ranks:
     saved = ranks.checkpoints(directory, settings.checkpoint_keep)
     trainer, counters = _begin(recipe, text, saved, display, ranks)
     began -= counters.elapsed
-    steps = ranks.first(lambda: _number_of_steps(recipe, directory, trainer, display))
+    steps = ranks.first(lambda: number_of_steps(recipe, directory, trainer, display))
     validate_every = settings.validate_every or max(1, steps // 20)
     # Adapters begin fresh, too.
     is_fresh = recipe.model.source is None or recipe.lora is not None
@@ -274,6 +271,8 @@ def _check(recipe: Recipe, ranks: Alone) -> None:
 
 def _begin(recipe: Recipe, text: Text, saved: Checkpoints, display: Display, ranks: Alone) -> tuple[Trainer, Counters]:
     """The trainer as the last whole checkpoint has it, or as the recipe begins."""
+    if ranks.leads:
+        saved.tidy()
     found = ranks.newest(saved, display.note)
     if found is None or is_sharded(found[0]):
         model = starting_model(recipe, text.tokenizer, text.labels, ranks)
@@ -286,51 +285,6 @@ def _begin(recipe: Recipe, text: Text, saved: Checkpoints, display: Display, ran
     trainer.read(path)
     display.note(f"resuming at step {counters.step:,} from {path}")
     return trainer, counters
-
-
-def _number_of_steps(recipe: Recipe, directory: Path, trainer: Trainer, display: Display) -> int:
-    """The recipe's, or what its minutes come to; decided once, then kept in run.json."""
-    settings = recipe.training
-    run = read_json(directory / "run.json")
-    if "steps" not in run:
-        if settings.minutes is not None:
-            display.note("finding out how long a step takes ...")
-            run["steps"] = _rehearse(recipe, trainer, settings.minutes * 60)
-            display.note(f"training.minutes={settings.minutes:g} comes to {run['steps']:,} steps on this machine")
-        else:
-            tokens = settings.tokens or 0
-            if settings.flops is not None:
-                tokens = settings.flops / trainer.flops * settings.batch_tokens
-            run["steps"] = settings.steps or max(1, math.ceil(tokens / settings.batch_tokens))
-        write_json(directory / "run.json", run)
-    return run["steps"]
-
-
-def _rehearse(recipe: Recipe, trainer: Trainer, seconds: float) -> int:
-    """How many steps, with their validations, fit into `seconds`. A copy of the model is trained for a moment, so that
-    the run itself is the same as one that was told its number of steps."""
-    began = time.monotonic()
-    settings, held_out = recipe.training, int(trainer.held_out.sizes.sum())
-    whole = min(settings.validate_tokens, held_out)
-    part = min(whole, REHEARSED_BATCHES * settings.batch_tokens)
-    shorter = recipe.replace(training=settings.replace(validate_tokens=part))
-    copied = Trainer(shorter, copy.deepcopy(trainer.model), trainer.text)
-    copied.update(0, 0.0)
-    times: list[float] = []
-    while len(times) < 3 or time.monotonic() - began < REHEARSAL * seconds:
-        start = time.monotonic()
-        copied.update(len(times), 0.0)
-        times.append(time.monotonic() - start)
-    start = time.monotonic()
-    copied.validate()
-    validation = (time.monotonic() - start) * whole / part
-    left = seconds - (time.monotonic() - began)
-    if settings.validate_every is None:
-        at_the_end, each = 20 * validation, 0.0
-    else:
-        at_the_end, each = validation, validation / settings.validate_every
-    # However slow a validation is here, at least half of the time is for training.
-    return max(1, int(max(left - at_the_end, left / 2) / (median(times) + each)))
 
 
 @contextmanager

@@ -20,10 +20,12 @@ and step, so there is no generator to save. Nothing is pickled.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,24 @@ class Counters:
     elapsed: float = 0.0
     skipped: int = 0
     skipped_in_a_row: int = 0
+
+
+@contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Within, a run is this process' alone; however the process ends, the system lets go of it. Raises `TrainingError`
+    where another process has it: two would write the same files."""
+    descriptor = os.open(run, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainingError(f"{run} is being trained by another process; wait for it, or stop it first") from None
+        except OSError:
+            # Some network file systems know no locks.
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_json(path: Path) -> Any:
@@ -99,6 +119,11 @@ class Checkpoints:
         write_directory(path, whole)
         self.prune()
         return path
+
+    def tidy(self) -> None:
+        """Remove what a process that was killed left half written, or half removed."""
+        for left in self.directory.glob(aside_of(Path("step-*")).name):
+            shutil.rmtree(left, ignore_errors=True)
 
     def prune(self) -> None:
         """Remove the checkpoints that are too many."""

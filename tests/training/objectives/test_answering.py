@@ -129,6 +129,23 @@ def test_what_is_no_conversation_is_refused(messages: Any) -> None:
         records_of(Chat(TALKER), TALKER, {"messages": messages})
 
 
+@pytest.mark.parametrize("content", [{}, {"content": None}, {"content": 3}, {"content": [{"text": "x"}]}])
+def test_what_a_template_would_write_as_something_else_is_refused(content: dict[str, Any]) -> None:
+    """Nothing for what is missing, `None` for null: the model would learn to say it. Calls of tools have no text."""
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", **content}]
+    with pytest.raises(DataError, match="0: message 2 of messages has no text as its 'content'"):
+        records_of(Chat(TALKER), TALKER, {"messages": messages})
+    called = {**messages[1], "tool_calls": [{"name": "f"}]}
+    assert records_of(Chat(TALKER), TALKER, {"messages": [messages[0], called]})
+
+
+def test_a_conversation_without_the_assistant_is_named_with_who_speaks() -> None:
+    """Names as other tools have them are not guessed at, and no such conversation is left out in silence."""
+    messages = [{"role": "human", "content": "x"}, {"role": "gpt", "content": "y"}]
+    with pytest.raises(DataError, match=r"0: no message has the role 'assistant' .there are 'human', 'gpt'"):
+        records_of(Chat(TALKER), TALKER, {"messages": messages})
+
+
 @pytest.mark.parametrize("preset", ["t5:tiny", "original:tiny", "llama:tiny"])
 def test_a_run_on_pairs_learns_to_answer(recipe: Any, tmp_path: Path, preset: str) -> None:
     """Words to their initials: after some steps they are answered right, by generation as a user calls it."""

@@ -98,6 +98,12 @@ class Chat(RecordObjective):
 def _asked(tokenizer: Tokenizer, document: Document, length: int) -> Columns:
     """The tokens of a conversation, and which of them the assistant says."""
     messages = conversation(document, "messages")
+    roles = dict.fromkeys(message["role"] for message in messages)
+    if "assistant" not in roles:
+        raise DataError(
+            f"{document.name}: no message has the role 'assistant' (there are {', '.join(map(repr, roles))}), and only "
+            f"its words are learned; rename the role, or remove the conversation"
+        )
     whole = written(tokenizer, document, messages)
     spans = [
         span_of_answer(tokenizer, document, whole, messages[: index + 1])
@@ -111,11 +117,15 @@ def _asked(tokenizer: Tokenizer, document: Document, length: int) -> Columns:
 
 
 def conversation(document: Document, field: str) -> list[Mapping[str, Any]]:
-    """A field that must be a list of messages."""
+    """A field that must be a list of messages, each a text or calls of tools."""
     messages = document.fields[field]
     is_list = isinstance(messages, list) and all(isinstance(message, Mapping) for message in messages)
     if not is_list or not all(isinstance(message.get("role"), str) for message in messages):
         raise DataError(f'{document.name}: {field} must be a list of {{"role": ..., "content": ...}}')
+    for number, message in enumerate(messages, 1):
+        # A template would write Python's words for what is no text, or nothing at all.
+        if not isinstance(message.get("content"), str) and not message.get("tool_calls"):
+            raise DataError(f"{document.name}: message {number} of {field} has no text as its 'content'")
     return messages
 
 

@@ -119,7 +119,8 @@ class Objective:
         """Raise `DataError` where a corpus is too small to train on."""
         if not corpus.documents:
             raise DataError(
-                f"there is no record that training.objective '{cls.name}' can use; give more, or longer ones"
+                f"no record to train on is left: training.objective '{cls.name}' leaves out what is empty, or does not "
+                f"fit into training.sequence_length={length:,} tokens; give more records, or a longer length"
             )
 
     @classmethod
