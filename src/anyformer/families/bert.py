@@ -6,7 +6,7 @@ from typing import Any
 
 from anyformer.errors import SpecError
 from anyformer.families.config import Config, activation_name
-from anyformer.families.family import Family, Gguf, GgufSource, branch, given
+from anyformer.families.family import Family, Gguf, GgufSource, architectures, branch, given
 from anyformer.families.gguf_names import SHAPE
 from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.names import Table, Tensor, Unused
@@ -36,9 +36,42 @@ def read(config: Config) -> Transformer:
 
 def read_encoder(config: Config, position: Learned, head: Head) -> Transformer:
     """The encoder of BERT and RoBERTa, whose configs have the same attributes."""
-    dim, heads = config.size("hidden_size"), config.size("num_attention_heads")
     norm = Norm(kind="layer", eps=config.number("layer_norm_eps", default=1e-12), bias=True)
     dropout = config.number("hidden_dropout_prob", default=0.1)
+    stack = encoder(
+        Embeddings(
+            vocabulary=config.size("vocab_size"),
+            position=position,
+            segments=config.integer("type_vocab_size", default=2),
+            norm=norm,
+            dropout=dropout,
+        ),
+        dim=config.size("hidden_size"),
+        depth=config.size("num_hidden_layers"),
+        heads=config.size("num_attention_heads"),
+        hidden=config.size("intermediate_size"),
+        activation=config.activation("hidden_act", default="gelu"),
+        norm=norm,
+        dropout=dropout,
+        attention_dropout=config.number("attention_probs_dropout_prob", default=0.1),
+    )
+    start = Initialization(std=config.number("initializer_range", default=0.02))
+    return Transformer(encoder=stack, head=head, context=position.size, initialization=start)
+
+
+def encoder(
+    embeddings: Embeddings,
+    *,
+    dim: int,
+    depth: int,
+    heads: int,
+    hidden: int,
+    activation: Any,
+    norm: Norm,
+    dropout: float,
+    attention_dropout: float,
+) -> Stack:
+    """Layers that see all of a text, with biases everywhere; each branch is added to the stream, then normalised."""
     attention = Attention(
         heads=heads,
         kv_heads=heads,
@@ -46,25 +79,11 @@ def read_encoder(config: Config, position: Learned, head: Head) -> Transformer:
         visibility="full",
         bias=True,
         output_bias=True,
-        dropout=config.number("attention_probs_dropout_prob", default=0.1),
+        dropout=attention_dropout,
     )
-    feed_forward = FeedForward(
-        hidden=config.size("intermediate_size"), activation=config.activation("hidden_act", default="gelu"), bias=True
-    )
-    stack = Stack(
-        dim=dim,
-        depth=config.size("num_hidden_layers"),
-        pattern=(post_norm_block(attention, feed_forward, norm, dropout),),
-        embeddings=Embeddings(
-            vocabulary=config.size("vocab_size"),
-            position=position,
-            segments=config.integer("type_vocab_size", default=2),
-            norm=norm,
-            dropout=dropout,
-        ),
-    )
-    start = Initialization(std=config.number("initializer_range", default=0.02))
-    return Transformer(encoder=stack, head=head, context=position.size, initialization=start)
+    feed_forward = FeedForward(hidden=hidden, activation=activation, bias=True)
+    block = post_norm_block(attention, feed_forward, norm, dropout)
+    return Stack(dim=dim, depth=depth, pattern=(block,), embeddings=embeddings)
 
 
 def read_head(config: Config, activation: Any) -> Head:
@@ -195,13 +214,7 @@ family = Family(
     title="BERT",
     paper="https://arxiv.org/abs/1810.04805",
     model_types=("bert",),
-    architectures={
-        "BertForMaskedLM": "masked_language_model",
-        "BertForPreTraining": "masked_language_model",
-        "BertModel": "embedding",
-        "BertForSequenceClassification": "sequence_classification",
-        "BertForTokenClassification": "token_classification",
-    },
+    architectures={**architectures("Bert", masked=True), "BertForPreTraining": "masked_language_model"},
     presets={
         "tiny": size(128, 2, 2, 512, vocab_size=1024, max_position_embeddings=128),
         "mini": size(256, 4, 4, 1024),

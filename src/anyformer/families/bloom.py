@@ -6,10 +6,10 @@ from __future__ import annotations
 from typing import Any
 
 from anyformer.families.config import Config
-from anyformer.families.family import Family, Gguf, branch, decoder_of
+from anyformer.families.family import Family, Gguf, architectures, branch, decoder_of
 from anyformer.families.gguf_names import QKV
 from anyformer.families.gguf_names import tensors as gguf_tensors
-from anyformer.families.gpt import decoder, head_tensors, read_head, widths, write_head
+from anyformer.families.gpt import decoder, head_tensors, megatron_tensors, read_head, widths, write_head
 from anyformer.families.names import Table, Tensor
 from anyformer.spec import Alibi, Attention, Embeddings, FeedForward, Initialization, Norm, Transformer
 
@@ -64,18 +64,11 @@ def write(spec: Transformer) -> dict[str, Any]:
 
 
 def tensors(spec: Transformer) -> Table:
-    layer, ours = "transformer.h.*", "decoder.layers.*"
     attention, _ = branch(decoder_of(spec), "attention", Attention)
-    qkv = (f"{ours}.attention.query.*", f"{ours}.attention.key.*", f"{ours}.attention.value.*")
     return (
         Tensor("transformer.word_embeddings.weight", "decoder.embeddings.tokens.weight"),
         Tensor("transformer.word_embeddings_layernorm.*", "decoder.embeddings.norm.*"),
-        Tensor(f"{layer}.input_layernorm.*", f"{ours}.attention_norm.*"),
-        Tensor(f"{layer}.self_attention.query_key_value.*", qkv, groups=attention.heads),
-        Tensor(f"{layer}.self_attention.dense.*", f"{ours}.attention.output.*"),
-        Tensor(f"{layer}.post_attention_layernorm.*", f"{ours}.feed_forward_norm.*"),
-        Tensor(f"{layer}.mlp.dense_h_to_4h.*", f"{ours}.feed_forward.up.*"),
-        Tensor(f"{layer}.mlp.dense_4h_to_h.*", f"{ours}.feed_forward.down.*"),
+        *megatron_tensors("transformer.h.*", "self_attention", attention.heads),
         Tensor("transformer.ln_f.*", "decoder.norm.*"),
         *head_tensors(spec.head),
     )
@@ -93,12 +86,7 @@ family = Family(
     title="BLOOM",
     paper="https://arxiv.org/abs/2211.05100",
     model_types=("bloom",),
-    architectures={
-        "BloomForCausalLM": "language_model",
-        "BloomModel": "embedding",
-        "BloomForSequenceClassification": "sequence_classification",
-        "BloomForTokenClassification": "token_classification",
-    },
+    architectures=architectures("Bloom"),
     presets={
         "tiny": _size(64, 2, 4, vocab_size=512, seq_length=128),
         "560m": _size(1024, 24, 16),

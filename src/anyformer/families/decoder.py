@@ -204,16 +204,6 @@ def expert_tensors(module: str, gate: str, up: str, down: str) -> Table:
 ROUTER_IGNORED = {"output_router_logits": "what a call returns; the balancing loss goes by router_aux_loss_coef"}
 
 
-def architectures(name: str) -> dict[str, str]:
-    """transformers' class names of a decoder, and the kind of head that each means."""
-    return {
-        f"{name}ForCausalLM": "language_model",
-        f"{name}Model": "embedding",
-        f"{name}ForSequenceClassification": "sequence_classification",
-        f"{name}ForTokenClassification": "token_classification",
-    }
-
-
 def size(
     dim: int, layers: int, heads: int, kv_heads: int, hidden: int, vocabulary: int, context: int, **more: Any
 ) -> dict[str, Any]:

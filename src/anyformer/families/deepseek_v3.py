@@ -16,7 +16,6 @@ from anyformer.families import decoder
 from anyformer.families.config import Config, activation_name
 from anyformer.families.decoder import (
     ROUTER_IGNORED,
-    architectures,
     expert_tensors,
     pre_norm,
     read_decoder,
@@ -24,7 +23,7 @@ from anyformer.families.decoder import (
     size,
     write_stack,
 )
-from anyformer.families.family import Family, Gguf, GgufSource, branch, decoder_of, given
+from anyformer.families.family import Family, Gguf, GgufSource, architectures, branch, decoder_of, given
 from anyformer.families.gguf_facts import SOFTMAX
 from anyformer.families.gguf_names import DECODER, EXPERTS
 from anyformer.families.gguf_names import tensors as gguf_tensors

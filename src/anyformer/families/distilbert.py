@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from anyformer.families.bert import post_norm_block, write_position
+from anyformer.families.bert import encoder, write_position
 from anyformer.families.config import Config, activation_name
-from anyformer.families.family import Family, branch, given
+from anyformer.families.family import Family, architectures, branch, given
 from anyformer.families.names import Table, Tensor
 from anyformer.spec import (
     Attention,
@@ -28,29 +28,21 @@ _NORM = Norm(kind="layer", eps=1e-12, bias=True)
 
 
 def read(config: Config) -> Transformer:
-    dim, heads = config.size("dim", "hidden_size"), config.size("n_heads", "num_attention_heads")
     dropout, activation = config.number("dropout", default=0.1), config.activation("activation", default="gelu")
-    attention = Attention(
-        heads=heads,
-        kv_heads=heads,
-        head_dim=dim // heads,
-        visibility="full",
-        bias=True,
-        output_bias=True,
-        dropout=config.number("attention_dropout", default=0.1),
-    )
-    feed_forward = FeedForward(hidden=config.size("hidden_dim"), activation=activation, bias=True)
     position = Learned(size=config.size("max_position_embeddings", default=512))
-    stack = Stack(
-        dim=dim,
+    stack = encoder(
+        Embeddings(vocabulary=config.size("vocab_size"), position=position, norm=_NORM, dropout=dropout),
+        dim=config.size("dim", "hidden_size"),
         depth=config.size("n_layers", "num_hidden_layers"),
-        pattern=(post_norm_block(attention, feed_forward, _NORM, dropout),),
-        embeddings=Embeddings(vocabulary=config.size("vocab_size"), position=position, norm=_NORM, dropout=dropout),
+        heads=config.size("n_heads", "num_attention_heads"),
+        hidden=config.size("hidden_dim"),
+        activation=activation,
+        norm=_NORM,
+        dropout=dropout,
+        attention_dropout=config.number("attention_dropout", default=0.1),
     )
-    tied, pooled_dropout = (
-        config.flag("tie_word_embeddings", default=True),
-        config.number("seq_classif_dropout", default=0.2),
-    )
+    tied = config.flag("tie_word_embeddings", default=True)
+    pooled_dropout = config.number("seq_classif_dropout", default=0.2)
     head = config.head(
         MaskedLanguageModelHead(tied=tied, activation=activation, norm=_NORM),
         EmbeddingHead(),
@@ -122,12 +114,7 @@ family = Family(
     title="DistilBERT",
     paper="https://arxiv.org/abs/1910.01108",
     model_types=("distilbert",),
-    architectures={
-        "DistilBertForMaskedLM": "masked_language_model",
-        "DistilBertModel": "embedding",
-        "DistilBertForSequenceClassification": "sequence_classification",
-        "DistilBertForTokenClassification": "token_classification",
-    },
+    architectures=architectures("DistilBert", masked=True),
     presets={
         "tiny": _size(128, 2, 2, vocab_size=1024, max_position_embeddings=128),
         "base": _size(768, 6, 12),

@@ -174,6 +174,16 @@ class Family:
         return self.architectures[name]
 
 
+def architectures(name: str, *, masked: bool = False) -> dict[str, str]:
+    """transformers' class names of a decoder, or of an encoder of `masked` texts, and the kind of head of each."""
+    return {
+        **({f"{name}ForMaskedLM": "masked_language_model"} if masked else {f"{name}ForCausalLM": "language_model"}),
+        f"{name}Model": "embedding",
+        f"{name}ForSequenceClassification": "sequence_classification",
+        f"{name}ForTokenClassification": "token_classification",
+    }
+
+
 def decoder_of(spec: Transformer) -> Stack:
     """The decoder of a spec, for a family's `write`; raises `SpecError` where there is none."""
     return given(spec.decoder, Stack, "a decoder")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from anyformer.families.config import Config, activation_name
-from anyformer.families.family import Family, Gguf, GgufSource, branch, decoder_of, given
+from anyformer.families.family import Family, Gguf, GgufSource, architectures, branch, decoder_of, given
 from anyformer.families.gguf_names import DECODER, WINDOW, layer_types
 from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.layer_types import GLOBAL, LOCAL, attentions, pattern, read_kinds, write_kinds
@@ -203,12 +203,7 @@ family = Family(
     title="Gemma 2",
     paper="https://arxiv.org/abs/2408.00118",
     model_types=("gemma2",),
-    architectures={
-        "Gemma2ForCausalLM": "language_model",
-        "Gemma2Model": "embedding",
-        "Gemma2ForSequenceClassification": "sequence_classification",
-        "Gemma2ForTokenClassification": "token_classification",
-    },
+    architectures=architectures("Gemma2"),
     presets={
         "tiny": size(
             128, 2, 4, 2, 32, 352, 512, query_pre_attn_scalar=32, sliding_window=64, max_position_embeddings=512

@@ -28,6 +28,20 @@ BUFFERS = (
 )
 
 
+def megatron_tensors(layer: str, attention: str, heads: int) -> Table:
+    """The names of layers of decoders that were trained with Megatron-LM; `attention` is what the family calls its."""
+    ours = "decoder.layers.*"
+    qkv = (f"{ours}.attention.query.*", f"{ours}.attention.key.*", f"{ours}.attention.value.*")
+    return (
+        Tensor(f"{layer}.input_layernorm.*", f"{ours}.attention_norm.*"),
+        Tensor(f"{layer}.{attention}.query_key_value.*", qkv, groups=heads),
+        Tensor(f"{layer}.{attention}.dense.*", f"{ours}.attention.output.*"),
+        Tensor(f"{layer}.post_attention_layernorm.*", f"{ours}.feed_forward_norm.*"),
+        Tensor(f"{layer}.mlp.dense_h_to_4h.*", f"{ours}.feed_forward.up.*"),
+        Tensor(f"{layer}.mlp.dense_4h_to_h.*", f"{ours}.feed_forward.down.*"),
+    )
+
+
 def widths(config: Config, dim: tuple[str, ...], heads: tuple[str, ...]) -> tuple[int, int, int]:
     """D, H and C by the names of the first two, where every head has an equal share of the stream's width."""
     D, H = config.size(*dim), config.size(*heads)

@@ -7,10 +7,10 @@ from __future__ import annotations
 from typing import Any
 
 from anyformer.families.config import Config, activation_name
-from anyformer.families.family import Family, Gguf, GgufSource, branch, decoder_of, given
+from anyformer.families.family import Family, Gguf, GgufSource, architectures, branch, decoder_of, given
 from anyformer.families.gguf_names import QKV, SHAPE, turned
 from anyformer.families.gguf_names import tensors as gguf_tensors
-from anyformer.families.gpt import BUFFERS, decoder, head_tensors, read_head, widths, write_head
+from anyformer.families.gpt import BUFFERS, decoder, head_tensors, megatron_tensors, read_head, widths, write_head
 from anyformer.families.names import Table, Tensor
 from anyformer.families.rotary import rotary, rotary_attributes, rotary_share
 from anyformer.spec import Attention, Embeddings, FeedForward, Initialization, Norm, Rotary, Transformer
@@ -82,17 +82,10 @@ def write(spec: Transformer) -> dict[str, Any]:
 
 
 def tensors(spec: Transformer) -> Table:
-    layer, ours = "gpt_neox.layers.*", "decoder.layers.*"
     attention, _ = branch(decoder_of(spec), "attention", Attention)
-    qkv = (f"{ours}.attention.query.*", f"{ours}.attention.key.*", f"{ours}.attention.value.*")
     return (
         Tensor("gpt_neox.embed_in.weight", "decoder.embeddings.tokens.weight"),
-        Tensor(f"{layer}.input_layernorm.*", f"{ours}.attention_norm.*"),
-        Tensor(f"{layer}.attention.query_key_value.*", qkv, groups=attention.heads),
-        Tensor(f"{layer}.attention.dense.*", f"{ours}.attention.output.*"),
-        Tensor(f"{layer}.post_attention_layernorm.*", f"{ours}.feed_forward_norm.*"),
-        Tensor(f"{layer}.mlp.dense_h_to_4h.*", f"{ours}.feed_forward.up.*"),
-        Tensor(f"{layer}.mlp.dense_4h_to_h.*", f"{ours}.feed_forward.down.*"),
+        *megatron_tensors("gpt_neox.layers.*", "attention", attention.heads),
         Tensor("gpt_neox.final_layer_norm.*", "decoder.norm.*"),
         *head_tensors(spec.head, "embed_out"),
         *BUFFERS,
@@ -122,12 +115,7 @@ family = Family(
     title="GPT-NeoX",
     paper="https://arxiv.org/abs/2204.06745",
     model_types=("gpt_neox",),
-    architectures={
-        "GPTNeoXForCausalLM": "language_model",
-        "GPTNeoXModel": "embedding",
-        "GPTNeoXForSequenceClassification": "sequence_classification",
-        "GPTNeoXForTokenClassification": "token_classification",
-    },
+    architectures=architectures("GPTNeoX"),
     presets={
         "tiny": _size(64, 2, 4, 256, 512, max_position_embeddings=128),
         "pythia-14m": _size(128, 6, 4, 512),

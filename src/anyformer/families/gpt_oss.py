@@ -9,7 +9,6 @@ from anyformer.families import decoder
 from anyformer.families.config import Config
 from anyformer.families.decoder import (
     ROUTER_IGNORED,
-    architectures,
     pre_norm,
     read_attention,
     read_biases,
@@ -18,7 +17,7 @@ from anyformer.families.decoder import (
     write_biases,
     write_decoder,
 )
-from anyformer.families.family import Family, Gguf, GgufSource, branch, decoder_of
+from anyformer.families.family import Family, Gguf, GgufSource, architectures, branch, decoder_of
 from anyformer.families.gguf_names import DECODER, EXPERTS, WINDOW, layer_types
 from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.layer_types import GLOBAL, LOCAL, attentions, pattern, read_kinds, write_kinds

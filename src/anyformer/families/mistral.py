@@ -7,7 +7,6 @@ from typing import Any
 
 from anyformer.families.config import Config
 from anyformer.families.decoder import (
-    architectures,
     pre_norm,
     read_attention,
     read_decoder,
@@ -18,7 +17,7 @@ from anyformer.families.decoder import (
     write_feed_forward,
     write_window,
 )
-from anyformer.families.family import Family, Gguf, branch, decoder_of
+from anyformer.families.family import Family, Gguf, architectures, branch, decoder_of
 from anyformer.families.gguf_names import DECODER, WINDOW
 from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.spec import FeedForward, Transformer

@@ -9,7 +9,6 @@ from anyformer.families import decoder
 from anyformer.families.config import Config
 from anyformer.families.decoder import (
     ROUTER_IGNORED,
-    architectures,
     expert_tensors,
     pre_norm,
     read_attention,
@@ -20,7 +19,7 @@ from anyformer.families.decoder import (
     write_experts,
     write_window,
 )
-from anyformer.families.family import Family, Gguf, branch, decoder_of
+from anyformer.families.family import Family, Gguf, architectures, branch, decoder_of
 from anyformer.families.gguf_names import DECODER, EXPERTS, WINDOW
 from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.names import Table

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from anyformer.families.config import DEFAULTS, IGNORED, Config
-from anyformer.families.family import Family, Gguf, branch, decoder_of
+from anyformer.families.family import Family, Gguf, architectures, branch, decoder_of
 from anyformer.families.gguf_names import QKV
 from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.gpt import decoder, head_tensors, read_head, widths, write_head
@@ -108,13 +108,7 @@ family = Family(
     title="MPT",
     paper="https://www.databricks.com/blog/mpt-7b",
     model_types=("mpt",),
-    architectures={
-        "MptForCausalLM": "language_model",
-        "MPTForCausalLM": "language_model",
-        "MptModel": "embedding",
-        "MptForSequenceClassification": "sequence_classification",
-        "MptForTokenClassification": "token_classification",
-    },
+    architectures={**architectures("Mpt"), "MPTForCausalLM": "language_model"},
     presets={
         "tiny": _size(64, 2, 4, 128, 512),
         "7b": _size(4096, 32, 32, 2048),

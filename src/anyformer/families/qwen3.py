@@ -7,7 +7,6 @@ from typing import Any
 
 from anyformer.families.config import Config
 from anyformer.families.decoder import (
-    architectures,
     pre_norm,
     read_attention,
     read_biases,
@@ -21,7 +20,7 @@ from anyformer.families.decoder import (
     write_decoder,
     write_feed_forward,
 )
-from anyformer.families.family import Family, Gguf, branch, decoder_of
+from anyformer.families.family import Family, Gguf, architectures, branch, decoder_of
 from anyformer.families.gguf_names import DECODER
 from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.layer_types import GLOBAL, LOCAL, attentions, pattern, read_kinds, write_kinds

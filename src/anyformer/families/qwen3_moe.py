@@ -9,7 +9,6 @@ from anyformer.families import decoder
 from anyformer.families.config import Config
 from anyformer.families.decoder import (
     ROUTER_IGNORED,
-    architectures,
     expert_tensors,
     pre_norm,
     read_attention,
@@ -25,7 +24,7 @@ from anyformer.families.decoder import (
     write_experts,
     write_window,
 )
-from anyformer.families.family import Family, Gguf, decoder_of, given
+from anyformer.families.family import Family, Gguf, architectures, decoder_of, given
 from anyformer.families.gguf_names import DECODER, EXPERTS
 from anyformer.families.gguf_names import tensors as gguf_tensors
 from anyformer.families.layer_types import pattern

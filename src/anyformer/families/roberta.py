@@ -17,7 +17,7 @@ from anyformer.families.bert import (
     write_position,
 )
 from anyformer.families.config import Config
-from anyformer.families.family import Family
+from anyformer.families.family import Family, architectures
 from anyformer.families.names import Table, Tensor, Unused
 from anyformer.spec import Learned, Transformer
 
@@ -60,12 +60,7 @@ family = Family(
     title="RoBERTa",
     paper="https://arxiv.org/abs/1907.11692",
     model_types=("roberta",),
-    architectures={
-        "RobertaForMaskedLM": "masked_language_model",
-        "RobertaModel": "embedding",
-        "RobertaForSequenceClassification": "sequence_classification",
-        "RobertaForTokenClassification": "token_classification",
-    },
+    architectures=architectures("Roberta", masked=True),
     presets={
         "tiny": {**size(128, 2, 2, 512), **_ROBERTA, "vocab_size": 1024, "max_position_embeddings": 130},
         "distil": {**size(768, 6, 12, 3072), **_ROBERTA},
