@@ -49,6 +49,30 @@ def test_a_checkpoint_brings_its_dropout_along_unless_the_recipe_has_another(rec
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))
 
 
+@pytest.mark.parametrize(("objective", "more"), [("causal", {"lora": {"rank": 2}}), ("preferences", {})])
+def test_a_run_that_began_with_another_model_does_not_go_on(
+    recipe: Recipes, tmp_path: Path, objective: str, more: dict[str, Any]
+) -> None:
+    """What adapters and preferences are learned beside is read at every start; with other weights, in silence, the
+    rest would be another run's."""
+    for name, seed in (("base", 0), ("other", 1)):
+        model = build(families.llama("tiny", vocab_size=257), seed=seed)
+        model.tokenizer = text.byte_level()
+        model.save(tmp_path / name)
+    rows = ({"prompt": f"{i}", "chosen": "yes", "rejected": "no", "text": f"take {i}"} for i in range(40))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {**recipe(objective=objective, steps=1), **more}
+    data |= {"model": {"from": str(tmp_path / "base")}, "data": {"train": str(tmp_path / "rows.jsonl"), "held_out": 5}}
+    run = train(data, progress=False).directory
+    assert train(resume=run, progress=False).finished
+    weights = (tmp_path / "base" / "model.safetensors").read_bytes()
+    (tmp_path / "base" / "model.safetensors").write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
+    with pytest.raises(TrainingError, match=r"model.from: .*base is not what it was when the run began"):
+        train(resume=run, progress=False)
+    (tmp_path / "base" / "model.safetensors").write_bytes(weights)
+    assert train(resume=run, progress=False).finished
+
+
 def files_of(directory: Path) -> dict[str, bytes]:
     return {
         path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()

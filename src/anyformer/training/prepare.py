@@ -18,7 +18,7 @@ import torch
 from anyformer import checkpoints, families, spec, text
 from anyformer.checkpoints import Carried
 from anyformer.data import Corpus, Document, Sources, find_files, open_corpus, read_manifest, write_corpus
-from anyformer.disk import aside_of, write_json
+from anyformer.disk import aside_of, sha256, write_json
 from anyformer.errors import AnyformerError, DataError, TrainingError
 from anyformer.model import Transformer
 from anyformer.model.building import draw, hollow, inherit, materialize
@@ -231,6 +231,23 @@ def _laid(
     if checkpoint is not None:
         _take_over(model, checkpoint)
     return model
+
+
+def check_source(recipe: Recipe, run: Path) -> None:
+    """Raise `TrainingError` where a run reads the checkpoint that it begins with at every start, as adapters and
+    preferences do, and it is not what it was at the first one. A model on a hub is pinned to its commit."""
+    objective, source = OBJECTIVES[recipe.training.objective], Path(recipe.model.source or "")
+    if not (recipe.lora is not None or objective.is_relative) or recipe.model.source is None or not source.exists():
+        return
+    files = sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
+    sums = {file.name: sha256(file) for file in files}
+    about = read_json(run / "run.json")
+    if about.setdefault("source", sums) != sums:
+        raise TrainingError(
+            f"model.from: {source} is not what it was when the run began, and the rest would be learned from another "
+            f"model; put back what was there, or begin a new run"
+        )
+    write_json(run / "run.json", about)
 
 
 @torch.no_grad()

@@ -29,7 +29,15 @@ from anyformer.disk import aside_of, said, write_json
 from anyformer.errors import AnyformerError, CheckpointError, TextError, TrainingError
 from anyformer.model.building import best_device
 from anyformer.training.length import number_of_steps
-from anyformer.training.prepare import Text, check_model, described, prepare_text, saved_model, starting_model
+from anyformer.training.prepare import (
+    Text,
+    check_model,
+    check_source,
+    described,
+    prepare_text,
+    saved_model,
+    starting_model,
+)
 from anyformer.training.recipe import Recipe, read_recipe
 from anyformer.training.scale.ranks import Alone, joined, leads
 from anyformer.training.scale.sizes import check as check_scale
@@ -190,6 +198,7 @@ def _run(recipe: Recipe, directory: Path, display: Display, began: float, ranks:
     settings = recipe.training
     ranks.first(lambda: _check(recipe, ranks))
     text = ranks.first(lambda: prepare_text(recipe, directory, display))
+    ranks.first(lambda: check_source(recipe, directory) if ranks.leads else None)
     saved = ranks.checkpoints(directory, settings.checkpoint_keep)
     trainer, counters = _begin(recipe, text, saved, display, ranks)
     began -= counters.elapsed
@@ -251,9 +260,9 @@ def _run(recipe: Recipe, directory: Path, display: Display, began: float, ranks:
                 save()
             if stops:
                 break
-
-    # Also of an interrupted run, so that what it has learned so far can be used as any model.
-    trainer.save(directory)
+        # Also of an interrupted run, so that what it has learned so far can be used as any model; and the report, which
+        # is written when nobody watches any longer, says what it is.
+        trainer.save(directory)
     finished = counters.step == steps
     if not finished:
         display.note(f"stopped and saved at step {counters.step:,}; go on with: {_resuming(directory)}")

@@ -75,6 +75,8 @@ class Objective:
     tokens: ClassVar[tuple[str, ...]] = ()
     #: Whether its loss is that of the text itself, so that it amounts to bits a byte.
     is_likelihood: ClassVar[bool] = False
+    #: Whether it measures from the model that the run begins with, at every step.
+    is_relative: ClassVar[bool] = False
 
     def __init__(self, model: Transformer) -> None:
         assert model.tokenizer is not None

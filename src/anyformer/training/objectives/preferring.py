@@ -43,6 +43,7 @@ class Preferences(Conditional, RecordObjective):
     name = "preferences"
     fields = ("prompt", "chosen", "rejected")
     read: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
+    is_relative = True
 
     def __init__(self, model: Transformer) -> None:
         super().__init__(model)
