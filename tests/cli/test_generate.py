@@ -59,6 +59,7 @@ def test_json_says_what_was_asked_and_all_of_the_answer(anyformer: Callable, tal
     [
         {"temperature": 1.0, "typical_p": 0.5, "seed": 3, "frequency_penalty": 0.5, "presence_penalty": 1.0},
         {"penalty_alpha": 0.6, "top_k": 4},
+        {"no_repeat_ngram": 1, "min_new_tokens": 9},
         {"beams": 4, "beam_groups": 2, "diversity_penalty": 1.0, "early_stopping": "true"},
     ],
 )

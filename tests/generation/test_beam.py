@@ -33,6 +33,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"early_stopping": True, "num_return_sequences": 4},
     {"repetition_penalty": 1.7, "num_return_sequences": 2},
     {"num_beams": 3, "num_return_sequences": 3},
+    {"no_repeat_ngram_size": 2, "min_new_tokens": 7},
     {"forced_bos_token_id": 9, "forced_eos_token_id": 3, "bad_words_ids": [[1], [4, 6], [9, 7]]},
 ]
 

@@ -285,7 +285,7 @@ def test_what_cannot_be_followed_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         constraint.allowed(torch.zeros(1, 6))
     settings = Settings(regex="ab", eos=256, bad_words=((97,),), max_new_tokens=3)
     constraint = constraint_of(settings, text.byte_level(), 1)
-    with pytest.raises(InputError, match=r"the constraint does not allow token .* take back forced_bos or bad_words"):
+    with pytest.raises(InputError, match=r"the constraint does not allow token .* take back forced_bos, bad_words"):
         list(steps(model_of(300), Prompts(torch.ones(1, 2, dtype=torch.long)), settings, constraint=constraint))
     drawn, constraint = settings.model_copy(update={"temperature": 1.0}), constraint_of(settings, text.byte_level(), 1)
     with pytest.raises(InputError, match="the constraint does not allow what other settings leave; take back forced"):

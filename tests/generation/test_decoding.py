@@ -227,6 +227,9 @@ def test_what_a_file_forces_and_bans_is_as_in_the_reference(name: str, tmp_path:
         "forced_eos_token_id": 3,
         "eos_token_id": [3, first[1][5]],
         "bad_words_ids": [[0], [first[0][1]], first[2][3:5], [9, first[1][1]]],
+        "no_repeat_ngram_size": 2,
+        "min_length": 6,
+        "min_new_tokens": 8,
     }
     seen = set()
     for kept in range(len(settings) + 1):

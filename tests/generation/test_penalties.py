@@ -7,10 +7,14 @@ from collections import Counter
 
 import pytest
 import torch
-from transformers import NoBadWordsLogitsProcessor, RepetitionPenaltyLogitsProcessor
+from transformers import (
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+)
 
 from anyformer.generation import Settings
-from anyformer.generation.penalties import Said, penalized, without
+from anyformer.generation.penalties import Said, penalized, unrepeated, without
 
 
 @pytest.mark.parametrize("penalty", [0.7, 1.3, 5.0])
@@ -65,3 +69,29 @@ def test_bad_words_are_banned_as_in_the_reference() -> None:
     assert not without(torch.zeros(1, 6), unsaid, [(4, 4, 5)]).isneginf().any()
     said = Said(Settings(bad_words=((1,),)), unsaid)
     assert said.adjusted(torch.tensor([[0.0, 2.0, 1.0]])).argmax(-1).tolist() == [2]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 9])
+def test_runs_are_not_repeated_as_in_the_reference(n: int) -> None:
+    """Of few ids, so that most runs come again; longer ones than what was said; and padding is no part of a run."""
+    torch.manual_seed(n)
+    for T in range(1, 12):
+        logits, seen = torch.randn(4, 6), torch.randint(0, 3, (4, T))
+        wanted = NoRepeatNGramLogitsProcessor(n)(seen, logits.clone())
+        assert torch.equal(unrepeated(logits, seen, n), wanted)
+        padded = torch.cat((torch.full((4, 5), -1), seen), 1)
+        assert torch.equal(unrepeated(logits, padded, n), wanted)
+
+
+def test_an_answer_is_not_over_too_soon() -> None:
+    """The longer of both bounds, by what each row has said itself; and rows keep theirs where they are reordered."""
+    settings = Settings(min_length=5, min_new_tokens=1, eos=(0, 3))
+    said = Said(settings, torch.tensor([[1, 1, 1], [9, 9, 1]]), torch.tensor([[True] * 3, [False, False, True]]))
+    said.reorder([1, 0])
+    soonest = []
+    for _ in range(6):
+        soonest.append(said.adjusted(torch.zeros(2, 5)).isneginf().tolist())
+        said.add(torch.tensor([1, 1]))
+    both, none = [True, False, False, True, False], [False] * 5
+    assert [first for first, _ in soonest] == [both] * 4 + [none] * 2
+    assert [second for _, second in soonest] == [both] * 2 + [none] * 4

@@ -33,6 +33,7 @@ def generate(
         str, typer.Argument(help="What to continue; - reads it from standard input.", show_default=False)
     ],
     max_new_tokens: settings.MaxNewTokens = None,
+    min_new_tokens: settings.MinNewTokens = None,
     temperature: settings.Temperature = None,
     top_k: settings.TopK = None,
     top_p: settings.TopP = None,
@@ -42,6 +43,7 @@ def generate(
     repetition_penalty: settings.RepetitionPenalty = None,
     frequency_penalty: settings.FrequencyPenalty = None,
     presence_penalty: settings.PresencePenalty = None,
+    no_repeat_ngram: settings.NoRepeatNgram = None,
     penalty_alpha: settings.PenaltyAlpha = None,
     beams: settings.Beams = None,
     beam_groups: settings.BeamGroups = None,

@@ -32,6 +32,7 @@ class EarlyStopping(StrEnum):
 
 
 MaxNewTokens = Annotated[int | None, _option("--max-new-tokens", "-n", min=1, help="The most tokens to add.")]
+MinNewTokens = Annotated[int | None, _option("--min-new-tokens", min=0, help="The fewest tokens to add.")]
 Temperature = Annotated[
     float | None, _drawing("--temperature", "-t", min=0, help="0 always takes the likeliest token.")
 ]
@@ -54,6 +55,9 @@ FrequencyPenalty = Annotated[
 ]
 PresencePenalty = Annotated[
     float | None, _repeating("--presence-penalty", help="Above 0: avoid what the answer has said at all.")
+]
+NoRepeatNgram = Annotated[
+    int | None, _repeating("--no-repeat-ngram", min=0, help="Let no so many tokens in a row stand there twice.")
 ]
 PenaltyAlpha = Annotated[
     float | None,

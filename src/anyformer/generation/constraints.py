@@ -31,6 +31,8 @@ from anyformer.text import Tokenizer
 _WHITESPACE = r"( |\n[ \t]{0,20})?"
 #: Every token that fits is possible, not only those that the tokenizer would write the text with.
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
+#: Settings that may leave nothing of what a constraint allows.
+_LEAVING = "forced_bos, bad_words, no_repeat_ngram, min_new_tokens or min_length"
 
 
 class Vocabulary:
@@ -119,9 +121,7 @@ class Line:
         written = self.vocabulary.tokens[id + self._shift] if known else b""
         if not known or (written and not self._matcher.consume_token(id + self._shift)):
             what = f"token {id}, {written!r}, which other settings leave" if known else "what other settings leave"
-            raise InputError(
-                f"after {self._said} the constraint does not allow {what}; take back forced_bos or bad_words"
-            )
+            raise InputError(f"after {self._said} the constraint does not allow {what}; take back {_LEAVING}")
         self._text += written
 
     @property

@@ -19,8 +19,11 @@ class Said:
     def __init__(self, settings: Settings, prompt: Tensor, valid: Tensor | None = None) -> None:
         self.settings, self.prompt_length = settings, prompt.shape[1]
         again = settings.frequency_penalty or settings.presence_penalty or settings.repetition_penalty != 1.0
+        never = settings.bad_words or settings.no_repeat_ngram or settings.min_length or settings.min_new_tokens
         said = prompt if valid is None else torch.where(valid, prompt, -1)
-        self.ids: Tensor | None = said if again or settings.bad_words else None
+        self.ids: Tensor | None = said if again or never else None
+        #: How many tokens each answer has at least, [B].
+        self.fewest = (settings.min_length - (said >= 0).sum(1)).clamp(min=settings.min_new_tokens)
 
     def add(self, ids_B: Tensor) -> None:
         """Take in what each row has said next."""
@@ -30,10 +33,10 @@ class Said:
     def reorder(self, rows: Tensor | Sequence[int]) -> None:
         """Let row i continue what row rows[i] has said."""
         if self.ids is not None:
-            self.ids = self.ids[rows]
+            self.ids, self.fewest = self.ids[rows], self.fewest[rows]
 
     def adjusted(self, scores_BV: Tensor) -> Tensor:
-        """Logits, or logarithms of probabilities, after the penalties and without bad words."""
+        """Logits, or logarithms of probabilities, after the penalties and without what must not be said."""
         if self.ids is None:
             return scores_BV
         settings, answer, scores_BV = self.settings, self.ids[:, self.prompt_length :], scores_BV.float()
@@ -43,6 +46,10 @@ class Said:
             scores_BV = lowered(scores_BV, answer, settings.frequency_penalty, settings.presence_penalty)
         if settings.bad_words:
             scores_BV = without(scores_BV, self.ids, settings.banned)
+        if settings.no_repeat_ngram:
+            scores_BV = unrepeated(scores_BV, self.ids, settings.no_repeat_ngram)
+        if settings.min_length or settings.min_new_tokens:
+            scores_BV = unended(scores_BV, self.fewest > answer.shape[1], settings.eos)
         return scores_BV
 
 
@@ -72,4 +79,23 @@ def without(logits_BV: Tensor, seen_BT: Tensor, words: Sequence[Sequence[int]]) 
             for place, id in enumerate(begun, T - len(begun)):
                 completes &= seen_BT[:, place] == id
             logits[:, last].masked_fill_(completes, -torch.inf)
+    return logits
+
+
+def unrepeated(logits_BV: Tensor, seen_BT: Tensor, n: int) -> Tensor:
+    """Logits in which an id is impossible where it would complete n ids that stood there before in that order (Paulus
+    et al. 2018, "A Deep Reinforced Model for Abstractive Summarization", section 2.5: trigrams)."""
+    if seen_BT.shape[1] < n:
+        return logits_BV
+    runs_BWn, begun_B1n = seen_BT.unfold(1, n, 1), seen_BT[:, None, seen_BT.shape[1] - n + 1 :]
+    again_BW = (runs_BWn[..., :-1] == begun_B1n).all(-1) & (runs_BWn >= 0).all(-1)
+    counts_BV = torch.zeros_like(logits_BV).scatter_add(1, runs_BWn[..., -1].clamp(min=0), again_BW.to(logits_BV.dtype))
+    return logits_BV.masked_fill(counts_BV > 0, -torch.inf)
+
+
+def unended(logits_BV: Tensor, early_B: Tensor, eos: Sequence[int]) -> Tensor:
+    """Logits in which the ids that end a text are impossible where it is too early for that."""
+    logits = logits_BV.clone()
+    for id in eos:
+        logits[:, id].masked_fill_(early_B, -torch.inf)
     return logits

@@ -35,6 +35,9 @@ _NAMES = {
     "early_stopping": "early_stopping",
     "num_return_sequences": "answers",
     "repetition_penalty": "repetition_penalty",
+    "no_repeat_ngram_size": "no_repeat_ngram",
+    "min_new_tokens": "min_new_tokens",
+    "min_length": "min_length",
     "penalty_alpha": "penalty_alpha",
     "stop_strings": "stop",
     "bad_words_ids": "bad_words",
@@ -104,6 +107,8 @@ class Settings(BaseModel):
     frequency_penalty   taken from a token's logit for every time that the answer has said it so far; `presence_penalty`
                         once if it has at all (OpenAI's definition). Of the prompt nothing counts
     bad_words           sequences of ids of which none is ever completed; one that is an end token alone does not count
+    no_repeat_ngram     n above 0: no n ids in a row stand twice in what a decoder reads and says (Paulus et al. 2018)
+    min_new_tokens      no end token before so many; `min_length` counts what the decoder has read, too (BART)
     max_new_tokens      the most to add to each sequence
     batch_invariant     give a sequence, to the bit, what it gets alone, whatever shares its batch: at a cost
                         (`generation/invariance.py`)
@@ -142,6 +147,9 @@ class Settings(BaseModel):
     frequency_penalty: Penalty = 0.0
     presence_penalty: Penalty = 0.0
     bad_words: tuple[Word, ...] = ()
+    no_repeat_ngram: NonNegativeInt = 0
+    min_new_tokens: NonNegativeInt = 0
+    min_length: NonNegativeInt = 0
     max_new_tokens: PositiveInt = 64
     batch_invariant: bool = False
     quantize_cache: Literal["int8"] | None = None
