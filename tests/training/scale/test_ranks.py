@@ -161,6 +161,11 @@ def test_samples_of_many_processes_are_those_of_one(runs: Path, name: str) -> No
     assert texts[0] == texts[1] and len(json.loads(texts[0])["samples"]) == 2
 
 
+def test_the_report_of_many_processes_says_what_was_trained(runs: Path) -> None:
+    """Their checkpoints do not: the model that the run ends with does, and is there before the report."""
+    assert "<h2>Model</h2>" in (runs / "data" / "report.html").read_text()
+
+
 def test_two_processes_adapt_as_one_does(runs: Path) -> None:
     """Adapters, divided over shards as the model is, learn the same; the adapter by itself, a checkpoint with nothing
     but what learns, and the merged model are those of one process."""
