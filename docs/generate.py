@@ -108,9 +108,8 @@ def _lines_table(known: Mapping[str, Family]) -> str:
     ]
     shared = ", ".join(f"`{name}` {_count(SOURCE / name)}" for name in common)
     middle = sorted(own.values())[len(own) // 2]
-    total = (
-        f"{len(own)} families in {sum(own.values()):,} lines, the middle one of {middle}. What they share: {shared}."
-    )
+    counted = f"{len(own)} families in {sum(own.values()):,} lines, the middle one of {middle}."
+    total = f"{counted} Beside them, what several share or one alone has: {shared}."
     return "\n".join(["## Lines", "", "| family | file | lines |", "|---|---|---|", *rows, "", total])
 
 

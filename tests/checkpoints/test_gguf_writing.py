@@ -24,9 +24,9 @@ from anyformer.checkpoints.gguf_writing import expressed, write_gguf
 from anyformer.checkpoints.tensors import load, unload
 from anyformer.checkpoints.weights import Saved
 from anyformer.errors import AnyformerError, CheckpointError, SpecError
-from anyformer.families.deepseek_v3 import LATENT_NORM
 from anyformer.families.gguf import check, read
 from anyformer.families.gguf_facts import FACTS
+from anyformer.families.latent_attention import LATENT_NORM
 from anyformer.model.building import fill, unfilled
 from anyformer.spec import EmbeddingHead, Transformer
 

@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import anyformer as af
 from anyformer import families, planning, spec
 from anyformer.errors import SpecError
-from anyformer.families.deepseek_v3 import GroupedExperts, LatentAttention, absorption_pays
+from anyformer.families.deepseek_v3 import GroupedExperts
+from anyformer.families.latent_attention import LatentAttention, absorption_pays
 from anyformer.parts import kernels
 from anyformer.parts.context import Context
 from anyformer.parts.kernels import native
