@@ -124,6 +124,22 @@ def test_being_stopped_says_how_to_go_on(recipe: Recipes, capsys: pytest.Capture
     assert f"anyformer train --resume {directory}\n" in shown
 
 
+def test_a_run_that_is_part_of_more_says_how_to_go_on_with_all_of_it(
+    recipe: Recipes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Resumed alone, the others that were to be compared with it would be left."""
+    real = Trainer.update
+
+    def update(self: Trainer, index: int, rate: float) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(self, index, rate)
+
+    monkeypatch.setattr(Trainer, "update", update)
+    assert not train(recipe(), again="the same command again").finished
+    shown = capsys.readouterr().err
+    assert "go on with: the same command again\n" in shown and "--resume" not in shown
+
+
 def test_a_second_ctrl_c_stops_at_once(recipe: Recipes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also out of a step that hangs; the handlers of the process are back afterwards."""
 

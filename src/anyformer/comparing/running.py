@@ -86,10 +86,11 @@ def carry_out(jobs: Sequence[Job], *, workers: int = 1, progress: bool = True) -
 
 
 def train(job: Job, *, progress: bool = False) -> training.Result:
-    """Start a run, or resume it."""
+    """Start a run, or resume it; what is said of one that stops is how to go on with all of them."""
+    again = "the same command again"
     if job.state == "new":
-        return training.train(job.recipe, progress=progress)
-    return training.train(resume=job.directory, progress=progress)
+        return training.train(job.recipe, progress=progress, again=again)
+    return training.train(resume=job.directory, progress=progress, again=again)
 
 
 @dataclass

@@ -84,9 +84,11 @@ def train(
     overrides: Iterable[str] = (),
     resume: str | Path | None = None,
     progress: bool = True,
+    again: str | None = None,
 ) -> Result:
     """Train a model by a recipe (a path, plain data, or a `Recipe`; `overrides` such as `training.steps=200`), or
-    `resume` the run in a directory from its last whole checkpoint; then only `scale` can be set anew.
+    `resume` the run in a directory from its last whole checkpoint; then only `scale` can be set anew. `again` is what a
+    person is told to do to go on with a run that was stopped: by default `anyformer train --resume`.
 
     The first Ctrl-C lets the step end, saves, and returns; a second one stops at once. Raises `TrainingError` where
     the recipe or the directory cannot be used, the disk is full, or the loss stays non-finite; `DataError` where the
@@ -107,14 +109,17 @@ def train(
         if resume is None:
             ranks.first(lambda: _claim(directory, recipe) if ranks.leads else None)
         ranks.first(lambda: stack.enter_context(held(directory)) if ranks.leads else None)
-        return _guarded(recipe, directory, display, began, ranks, is_new=resume is None)
+        again = again or _resuming(directory)
+        return _guarded(recipe, directory, display, began, ranks, again, is_new=resume is None)
 
 
-def _guarded(recipe: Recipe, directory: Path, display: Display, began: float, ranks: Alone, *, is_new: bool) -> Result:
+def _guarded(
+    recipe: Recipe, directory: Path, display: Display, began: float, ranks: Alone, again: str, *, is_new: bool
+) -> Result:
     """The run; what ends it early says how to go on."""
     try:
         with torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []):
-            return _run(recipe, directory, display, began, ranks)
+            return _run(recipe, directory, display, began, ranks, again)
     except (AnyformerError, OSError) as error:
         # What was tokenised before the disk was full need not be tokenised again.
         data = directory / "data"
@@ -125,14 +130,13 @@ def _guarded(recipe: Recipe, directory: Path, display: Display, began: float, ra
         what = said(error) if isinstance(error, OSError) else str(error)
         if has_begun and isinstance(error, OSError | CheckpointError | TextError):
             raise TrainingError(
-                f"the run stopped: {what}; what was saved before is whole, so mend that and go on with: "
-                f"{_resuming(directory)}"
+                f"the run stopped: {what}; what was saved before is whole, so mend that and go on with: {again}"
             ) from error
         if isinstance(error, OSError):
             raise TrainingError(f"the run could not begin: {what}") from error
         raise
     except KeyboardInterrupt:
-        display.note(f"stopped at once; go on from what is saved with: {_resuming(directory)}")
+        display.note(f"stopped at once; go on from what is saved with: {again}")
         raise
 
 
@@ -194,7 +198,7 @@ def _environment() -> dict[str, Any]:
     }
 
 
-def _run(recipe: Recipe, directory: Path, display: Display, began: float, ranks: Alone) -> Result:
+def _run(recipe: Recipe, directory: Path, display: Display, began: float, ranks: Alone, again: str) -> Result:
     settings = recipe.training
     ranks.first(lambda: _check(recipe, ranks))
     text = ranks.first(lambda: prepare_text(recipe, directory, display))
@@ -265,7 +269,7 @@ def _run(recipe: Recipe, directory: Path, display: Display, began: float, ranks:
         trainer.save(directory)
     finished = counters.step == steps
     if not finished:
-        display.note(f"stopped and saved at step {counters.step:,}; go on with: {_resuming(directory)}")
+        display.note(f"stopped and saved at step {counters.step:,}; go on with: {again}")
     if counters.skipped:
         display.note(f"{counters.skipped:,} steps were skipped for a loss or gradient that was not finite")
     return _result(directory, counters, steps, finished)
