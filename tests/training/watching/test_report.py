@@ -127,9 +127,12 @@ def test_losses_that_are_no_numbers_are_counted_and_marked(tmp_path: Path) -> No
 
 
 def test_an_accuracy_is_the_result_where_there_is_one(tmp_path: Path) -> None:
-    """In place of bits per byte, which only a text's own likelihood amounts to."""
-    page = read(make_run(tmp_path, [row(1, 2.0, validation_loss=1.5, validation_accuracy=0.625)]))
+    """In place of bits per byte, which only a text's own likelihood amounts to; a curve from two values on."""
+    rows = [row(step, 2.0, validation_loss=1.5, validation_accuracy=0.625) for step in (1, 2)]
+    page = read(make_run(tmp_path / "two", rows))
     assert "62.5% right on held-out data" in page.text and "Accuracy, on held-out data" in page.text
+    page = read(make_run(tmp_path / "one", rows[:1]))
+    assert "62.5% right on held-out data" in page.text and "Accuracy, on held-out data" not in page.text
 
 
 def test_names_and_samples_cannot_break_the_page(tmp_path: Path) -> None:

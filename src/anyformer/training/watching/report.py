@@ -184,7 +184,8 @@ def small_charts(history: History) -> Iterator[Chart | None]:
     """What else is followed over the steps."""
     across = _steps(history)
     for name, measured in history.validation.items():
-        if name != "loss":
+        # A single value is no curve, and stands among the figures above.
+        if name != "loss" and len(measured[0]) > 1:
             title = f"{name.replace('_', ' ').capitalize()}, on held-out data"
             yield chart(title, [("held-out", None, Curve.of(*measured))], across)
     learning_rate = Curve.of(history.step, history.learning_rate)
