@@ -71,6 +71,17 @@ def test_turns_read_only_what_is_new(model: Transformer, read: list[int]) -> Non
     assert [message["content"] for message in conversation.messages] == ["hello", first, "and now?", second]
 
 
+@pytest.mark.parametrize("lookup", [0, 4])
+def test_what_was_said_in_earlier_turns_is_penalised(model: Transformer, read: list[int], lookup: int) -> None:
+    """Whether the cache holds it already or it is read anew."""
+    settings = {"repetition_penalty": 1.3, "no_repeat_ngram": 4, "frequency_penalty": 0.3, "prompt_lookup": lookup}
+    conversation = Conversation(model, max_new_tokens=LENGTH, **settings)
+    for text in ("hello", "hello, hello", "hello"):
+        before = list(conversation.messages)
+        assert answer(conversation, text) == answer_to(model, before, text, **settings)
+    assert read[2] < read[3], "of the second turn, what is new is read alone"
+
+
 def test_an_answer_ends_at_a_stop_string_and_the_next_one_goes_on(model: Transformer) -> None:
     """What is kept of it is what was seen, and the next answer is that of a conversation read from its beginning."""
     whole = answer(Conversation(model, max_new_tokens=LENGTH), "hello")

@@ -113,8 +113,8 @@ def test_a_conversation_goes_on_where_it_stopped() -> None:
             said += prompt
             if model.positions is not None and len(said) + 24 > model.positions:
                 break
-            past = Speculation(past=said[: -len(prompt)])
-            found = speculate(model, Prompts(torch.tensor([prompt])), settings, past, cache=cache)
+            prompts = Prompts(torch.tensor([prompt]), past=said[: -len(prompt)])
+            found = speculate(model, prompts, settings, Speculation(), cache=cache)
             new = [int(step.ids_B) for step, _ in zip(found, range(follows))]
             found.close()  # type: ignore[attr-defined]
             assert new == plainly(model, Prompts(torch.tensor([said])), plain)[0][:follows]

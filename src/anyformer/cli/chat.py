@@ -61,17 +61,16 @@ class Conversation:
         in the conversation; a message that cannot be read at all does not."""
         import torch
 
-        from anyformer.generation import Prompts, Speculation, Writing, decode
+        from anyformer.generation import Prompts, Writing, decode
 
         tokenizer, chosen = self.model.tokenizer, self.settings
         messages = [*self.messages, {"role": "user", "content": text}]
         ids = self._rendered(messages)
         unread = self._unread(ids, chosen.prompt_lookup, chosen.quantize_cache)
-        prompts = Prompts(torch.tensor([unread], device=self.model.device))
-        speculation = Speculation(past=ids[: -len(unread)])
+        prompts = Prompts(torch.tensor([unread], device=self.model.device), past=ids[: -len(unread)])
         row, pieces, whole = Writing(chosen, tokenizer), [], False
         try:
-            for step in decode(self.model, prompts, chosen, tokenizer, cache=self.cache, speculation=speculation):
+            for step in decode(self.model, prompts, chosen, tokenizer, cache=self.cache):
                 ids.append(int(step.ids_B))
                 pieces.append(row.push(ids[-1]))
                 yield pieces[-1]

@@ -164,7 +164,7 @@ def choices(
     before = 0 if cache is None else cache.length
     begins, most = before + length == 1, most_new(model, before + length, settings)
     numbers = Draws(settings.seed, rows, device) if settings.temperature > 0 else None
-    said, ends = Said(settings, prompts.ids, prompts.valid), Ends(settings, rows, device)
+    said, ends = Said(settings, prompts.ids, prompts.valid, prompts.past), Ends(settings, rows, device)
     cache, logits = begin(model, prompts, settings, cache, copies=draws)
     if draws > 1:
         each = torch.arange(len(prompts), device=device).repeat_interleave(draws)

@@ -13,14 +13,19 @@ from anyformer.generation.settings import Settings
 class Said:
     """What each row has said so far, as far as the settings ask for it, and what follows for its next token.
 
-    `ids` [B, T] are the prompt's and the answer's, -1 for padding, which was never said; None where no setting asks.
+    `ids` [B, T] are those of the `past`, the prompt and the answer, -1 for padding, which was never said; None where no
+    setting asks.
     """
 
-    def __init__(self, settings: Settings, prompt: Tensor, valid: Tensor | None = None) -> None:
-        self.settings, self.prompt_length = settings, prompt.shape[1]
+    def __init__(
+        self, settings: Settings, prompt: Tensor, valid: Tensor | None = None, past: Sequence[int] = ()
+    ) -> None:
+        self.settings, self.prompt_length = settings, len(past) + prompt.shape[1]
         again = settings.frequency_penalty or settings.presence_penalty or settings.repetition_penalty != 1.0
         never = settings.bad_words or settings.no_repeat_ngram or settings.min_length or settings.min_new_tokens
         said = prompt if valid is None else torch.where(valid, prompt, -1)
+        if past:
+            said = torch.cat((prompt.new_tensor(past).expand(len(prompt), -1), said), 1)
         self.ids: Tensor | None = said if again or never else None
         #: How many tokens each answer has at least, [B].
         self.fewest = (settings.min_length - (said >= 0).sum(1)).clamp(min=settings.min_new_tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,12 +33,14 @@ class Prompts:
     source      [B, S], what the encoder reads; None where there is none
     valid, source_valid
                 which of each are no padding, wherever that stands; None where all are
+    past        what the cache that one row goes on from has read of it: penalties and prompt lookup know of that, too
     """
 
     ids: Tensor
     valid: Tensor | None = None
     source: Tensor | None = None
     source_valid: Tensor | None = None
+    past: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -75,14 +77,14 @@ class Prompts:
         if not bool(self.valid.any(1).all()):
             raise InputError("a prompt is all padding; give at least one token to continue from")
         order = torch.argsort(self.valid.long(), dim=1, stable=True)
-        return Prompts(self.ids.gather(1, order), self.valid.gather(1, order), self.source, self.source_valid)
+        return replace(self, ids=self.ids.gather(1, order), valid=self.valid.gather(1, order))
 
     def each(self, times: int) -> Prompts:
         """Each of them so many times, one after the other."""
         parts = (self.ids, self.valid, self.source, self.source_valid)
         ids, *others = (None if part is None else part.repeat_interleave(times, 0) for part in parts)
         assert ids is not None
-        return Prompts(ids, *others)
+        return Prompts(ids, *others, past=self.past)
 
     def of_rows(self, rows: Sequence[int]) -> Prompts:
         """These rows, without padding that others asked for."""

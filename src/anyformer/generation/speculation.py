@@ -67,12 +67,10 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Speculation:
-    """Where proposals come from: a `draft` model, or by prompt lookup, in the `past` too that a given cache has read.
-    `tally` counts what becomes of them."""
+    """Where proposals come from: a `draft` model, or by prompt lookup. `tally` counts what becomes of them."""
 
     draft: Drafter | None = None
     tally: Tally | None = None
-    past: Sequence[int] = ()
 
 
 @torch.no_grad()
@@ -106,7 +104,7 @@ def speculate(
         cache = model.new_cache(len(rows), margin=margin, quantize=settings.quantize_cache)
     logits = read(model, prompts, cache, more=settings.max_new_tokens + margin)[:, None]
     if draft is None:
-        sources = [[*speculation.past, *its] for its in prompts.sources()]
+        sources = [[*prompts.past, *its] for its in prompts.sources()]
         proposer = PromptLookup(margin, sources, logits.shape[-1])
     else:
         proposer = DraftModel(draft, prompts, settings, logits.shape[-1])
@@ -145,7 +143,7 @@ def _rows(prompts: Prompts, settings: Settings, constraint: Constraint | None) -
     if settings.temperature > 0:
         draws = [Draws((seed,), 1, prompts.device) for seed in seeds_of(settings.seed, count)]
     constraints = [None] * count if constraint is None else constraint.rows()
-    histories = [Said(settings, prompts.ids.new_tensor([text])) for text in texts]
+    histories = [Said(settings, prompts.ids.new_tensor([text]), past=prompts.past) for text in texts]
     return [Row(*each) for each in zip(range(count), texts, histories, draws, constraints)]
 
 
