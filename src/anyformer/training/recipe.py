@@ -45,7 +45,8 @@ from anyformer.training.watching.trackers import TRACKERS
 
 def _count_or_share(value: Any) -> Any:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or value < 0 or (isinstance(value, float) and value >= 1):
+    # Said this way round, NaN is neither.
+    if not is_number or not value >= 0 or (isinstance(value, float) and not value < 1):
         raise ValueError("this is a whole number, or a share below 1 such as 0.05")
     return value
 
@@ -76,7 +77,7 @@ class Run(Part, frozen=True):
     """
 
     directory: Path
-    seed: NonNegativeInt = 0
+    seed: Annotated[NonNegativeInt, Field(lt=2**63)] = 0
     watch: Strings | None = None
     samples: NonNegativeInt = 3
     sample_every: PositiveInt | None = None
