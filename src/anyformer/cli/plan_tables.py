@@ -289,10 +289,12 @@ UNSEEN = 1e-3
 
 def duration(hours: float) -> str:
     """Hours as people say them."""
-    for limit, size, unit in ((1 / 60, 3600, "s"), (1, 60, "minutes"), (48, 1, "hours"), (24 * 730, 1 / 24, "days")):
-        if hours < limit:
-            return f"{hours * size:,.3g} {unit}"
-    return f"{hours / 24 / 365.25:,.3g} years"
+    if hours < 1 / 60:
+        return f"{hours * 3600:,.3g} s"
+    limits = ((1, 60, "minute"), (48, 1, "hour"), (24 * 730, 1 / 24, "day"))
+    size, unit = next(((size, unit) for limit, size, unit in limits if hours < limit), (1 / 24 / 365.25, "year"))
+    figure = f"{hours * size:,.3g}"
+    return f"{figure} {unit}" if figure == "1" else f"{figure} {unit}s"
 
 
 def _seconds(seconds: float) -> str:

@@ -212,4 +212,4 @@ def _notes(recipe: Recipe, swept: Sequence[SweptRun], tokens: int) -> Iterator[s
         )
     diverged = sum(each.loss is None for each in swept)
     if diverged:
-        yield f"{diverged} of {len(swept)} runs diverged and are left out."
+        yield f"Left out, for it diverged: {diverged} of {len(swept)} runs."

@@ -73,6 +73,8 @@ def _loss_panel(runs: Runs, curves: IsoFlop, law: FittedLaw | None) -> str:
         parts.append(paper.dot(each.best, float(each.loss(np.array(each.best))), POINT, 4))
         legend.append((f"{each.flops:.2g} FLOPs: {scaled(each.best, '').strip()}", colour))
     named = [legend[index] for index in np.unique(np.linspace(0, len(legend) - 1, NAMED).astype(int))] if legend else []
+    if sum(len(each.losses) for each in curves.parabolas) < len(runs.losses):
+        named.append(("runs on no curve", THEIRS))
     # No small model has a low loss, so the lower left is free.
     return "".join(parts) + _legend(named, HEIGHT - BOTTOM - 10 - 17 * len(named))
 

@@ -150,7 +150,7 @@ def _stack(spec: Transformer, name: str, stack: Stack) -> Node:
     own = {key: prod(shape) for key, shape in shapes(spec).items() if key.startswith(f"{name}.")}
     embedded = sum(count for key, count in own.items() if key.startswith(f"{name}.embeddings."))
     shares = spec.shared_embedding and name == "decoder"
-    node = Node(f"{name}: {_several(stack.depth, 'layer')}, {stack.dim:,} wide", sum(own.values()))
+    node = Node(f"{name}: {several(stack.depth, 'layer')}, {stack.dim:,} wide", sum(own.values()))
     embeddings = Node("embeddings", embedded, _embedding_lines(stack.embeddings, stack.dim, shares))
     node.children = [embeddings, *_layers(spec, stack)]
     if stack.relative is not None:
@@ -323,7 +323,7 @@ def _attention_facts(mixer: Attention, stack: Stack) -> Iterator[str]:
         left, right = mixer.window
         sides = [f"{size:,} {side}" for size, side in ((left, "back"), (right, "ahead")) if size is not None]
         yield f"window of {' and '.join(sides)}"
-    yield f"{_several(mixer.heads, 'head')} × {mixer.head_dim}"
+    yield f"{several(mixer.heads, 'head')} × {mixer.head_dim}"
     if mixer.kv_heads == 1 and mixer.heads > 1:
         yield "one key/value head for all (multi-query)"
     elif mixer.kv_heads < mixer.heads:
@@ -457,7 +457,8 @@ def scaled(number: int | float, unit: str) -> str:
     return f"{number:.3g} {PREFIXES[power]}{unit}"
 
 
-def _several(number: int, noun: str) -> str:
+def several(number: int, noun: str) -> str:
+    """So many of them: 1 layer, 2 layers."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 

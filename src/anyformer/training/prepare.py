@@ -23,6 +23,7 @@ from anyformer.errors import AnyformerError, DataError, TrainingError
 from anyformer.model import Transformer
 from anyformer.model.building import draw, hollow, inherit, materialize
 from anyformer.model.laid import place
+from anyformer.planning.describe import several
 from anyformer.spec.dropout import with_dropout
 from anyformer.training import lora
 from anyformer.training.objectives import OBJECTIVES
@@ -130,7 +131,7 @@ def _amount(said: Mapping[str, Any], longest: int) -> str:
     """What a split came to, by its manifest."""
     columns = [f"{count:,} {name}" for name, count in said["columns"].items()]
     left_out = f"; {said['left_out']:,} left out, empty or longer than {longest:,} tokens" if said["left_out"] else ""
-    return f"{said['documents']:,} documents, {' and '.join(columns)}{left_out}"
+    return f"{several(said['documents'], 'document')}, {' and '.join(columns)}{left_out}"
 
 
 def _labels(recipe: Recipe, found: list[str]) -> list[str]:
