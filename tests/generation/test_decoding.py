@@ -62,6 +62,26 @@ def test_greedy_is_a_loop_of_argmax_without_a_cache(part: int) -> None:
         assert found == [row + [36] * (longest - len(row)) for row in ended]
 
 
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "gpt_oss"])
+def test_experts_are_chosen_for_a_token_whatever_stands_beside_it(name: str) -> None:
+    """Mixtures in a ragged batch, on the cache: what each row says alone without any, guessed ahead by a draft or by
+    lookup too; and searched, or from a cache in 8 bits, what it says alone."""
+    model = build(getattr(families, name)("tiny", vocab_size=VOCABULARY), dtype=torch.float64, seed=1).eval()
+    draft = build(families.llama("tiny", vocab_size=VOCABULARY), dtype=torch.float64, seed=2).eval()  # type: ignore[attr-defined]
+    with torch.no_grad():
+        for each in model.parameters():
+            each *= 3  # so that experts and tokens are far from ties
+    rows = [[5], *prompts(3, 2, longest=14)]
+    ids, valid = left_padded(rows, 0, "cpu")
+    wanted = [without_cache(model, row, 10) for row in rows]
+    assert len(set(wanted[0])) > 2
+    for how in ({}, {"prompt_lookup": 4}, {"draft": draft}, {"draft": model}):
+        assert model.generate(ids, valid=valid, max_new_tokens=10, **how).tolist() == wanted, [*how]
+    for how in ({"beams": 3}, {"quantize_cache": "int8"}, {"quantize_cache": "int8", "prompt_lookup": 4}):
+        alone = [model.generate(torch.tensor([row]), max_new_tokens=10, **how)[0].tolist() for row in rows]
+        assert model.generate(ids, valid=valid, max_new_tokens=10, **how).tolist() == alone, how
+
+
 def test_an_encoder_decoder_answers_its_source() -> None:
     """Greedy from the start token, over sources of different lengths padded on either side."""
     for seed in range(8):

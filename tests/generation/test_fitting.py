@@ -98,10 +98,10 @@ def test_nothing_is_refused_where_memory_is_unknown(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("way", "advice"),
     [
-        ({"beams": 900_000}, "900,000 continuations of 2 prompts take .* set lower beams"),
-        ({"answers": 900_000, "temperature": 1.0}, "900,000 continuations of 2 prompts take .* set lower answers"),
-        ({"penalty_alpha": 0.5, "top_k": 900_000}, "256 continuations of 2 prompts take .* set lower top_k"),
-        ({}, "2 prompts take .* give fewer prompts at a time"),
+        ({"beams": 900_000}, "900,000 continuations of 2 prompts takes .* set lower beams"),
+        ({"answers": 900_000, "temperature": 1.0}, "900,000 continuations of 2 prompts takes .* set lower answers"),
+        ({"penalty_alpha": 0.5, "top_k": 900_000}, "256 continuations of 2 prompts takes .* set lower top_k"),
+        ({}, "each step of 2 prompts takes .* give fewer prompts at a time"),
     ],
 )
 def test_what_runs_side_by_side_must_fit_for_a_step(
@@ -113,7 +113,7 @@ def test_what_runs_side_by_side_must_fit_for_a_step(
     monkeypatch.setattr(machine, "available", lambda device: 15_000)
     with pytest.raises(InputError, match=rf"{advice}: \d+ side by side fit$") as error:
         model.answers(torch.ones(2, 3, dtype=torch.long), max_new_tokens=2, **way)
-    assert "GB at each step, with logits of 256 tokens each" in str(error.value)
+    assert "GB, with logits of 256 tokens each" in str(error.value)
 
 
 def test_as_many_as_are_said_to_fit_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,6 +271,19 @@ def test_a_draft_may_have_a_padded_vocabulary() -> None:
         assert max(map(max, speculatively(model, prompts, settings, draft=draft))) < 11
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [{"repetition_penalty": 1.5}, {"frequency_penalty": 0.5}, {"no_repeat_ngram": 2}, {"min_new_tokens": 5}],
+    ids=str,
+)
+def test_a_draft_hears_of_tokens_that_it_does_not_know(asked: dict[str, Any]) -> None:
+    """In prompts and among end tokens, where penalties and bounds ask for them."""
+    model, draft = small(0, 16), small(1, 11)
+    prompts = Prompts(torch.tensor([[15, 3, 12, 3], [1, 2, 14, 14]]))
+    settings = Settings(max_new_tokens=12, eos=(15, 4), **asked)
+    assert speculatively(model, prompts, settings, draft=draft) == plainly(model, prompts, settings)
+
+
 def test_learned_positions_bound_both_models() -> None:
     """A draft that has learned fewer positions stops proposing there; the answer goes on to the model's own last."""
 

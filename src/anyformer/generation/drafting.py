@@ -162,7 +162,7 @@ class DraftModel:
         numbers = self._numbers(rows, widths)
         tokens, shares = [], []
         for step in range(max(widths)):
-            logits = self.model.next_logits(self._known(ids), self._cache, valid=valid)
+            logits = self._over_all(self.model.next_logits(self._known(ids), self._cache, valid=valid))
             if any(history.ids is not None for history in histories):
                 logits = torch.cat([each.adjusted(logits[at : at + 1]) for at, each in enumerate(histories)])
             chosen, valid = self._chosen(logits, None if numbers is None else numbers[:, step], shares), None
@@ -185,6 +185,11 @@ class DraftModel:
     def _known(self, ids: Tensor) -> Tensor:
         return ids.clamp(max=self.model.vocabulary - 1)
 
+    def _over_all(self, logits_BV: Tensor) -> Tensor:
+        """Logits over the large model's vocabulary. Where one of the two is padded, the padding is impossible."""
+        lacks = self.vocabulary - logits_BV.shape[1]
+        return torch.nn.functional.pad(logits_BV, (0, lacks), value=-torch.inf)
+
     def _numbers(self, rows: Sequence[Row], widths: Sequence[int]) -> Tensor | None:
         """Of each row as many numbers as tokens are proposed to it, [B, K]; None where nothing is drawn."""
         if self.settings.temperature == 0:
@@ -193,11 +198,8 @@ class DraftModel:
         return torch.nn.utils.rnn.pad_sequence(drawn, batch_first=True, padding_value=1.0)
 
     def _chosen(self, logits_BV: Tensor, numbers_B: Tensor | None, shares: list[Tensor]) -> Tensor:
-        """The next token of each row, [B]; what it was drawn from is added to `shares`. The large model's vocabulary
-        counts: where this one's is padded, the padding is impossible."""
-        logits_BV = logits_BV[:, : self.vocabulary]
+        """The next token of each row, [B]; what it was drawn from is added to `shares`."""
         if numbers_B is None:
             return likeliest(logits_BV)
-        share = distribution(logits_BV.float(), self.settings)
-        shares.append(torch.nn.functional.pad(share, (0, self.vocabulary - share.shape[1])))
-        return drawn(share, numbers_B)
+        shares.append(distribution(logits_BV.float(), self.settings))
+        return drawn(shares[-1], numbers_B)

@@ -27,7 +27,7 @@ def must_step(spec: Transformer, device: torch.device, prompts: int, length: int
         return
     fewer = "give fewer prompts at a time" if copies == 1 else f"set lower {name}"
     raise InputError(
-        f"{_prompts(prompts, copies)} take {prompts * copies * each / 1e9:,.1f} GB at each step, with logits of "
+        f"each step of {_prompts(prompts, copies)} takes {prompts * copies * each / 1e9:,.1f} GB, with logits of "
         f"{V:,} tokens each, and of this machine's memory {left / 1e9:,.1f} GB are left; {fewer}: "
         f"{left // each:,} side by side fit"
     )
