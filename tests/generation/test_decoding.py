@@ -350,6 +350,8 @@ def test_what_cannot_be_continued_is_said() -> None:
         InputError, match="'eos' cannot be used: there is no token 99, as this model's vocabulary of 37"
     ):
         model.generate(ids, eos=99)
+    with pytest.raises(InputError, match=r"stream takes a text, a list of texts, or the ids of one text as a list"):
+        model.stream(ids[0])
     with pytest.raises(InputError, match="no token is known that the decoder starts with; give start="):
         odd(0, "encoder-decoder").generate(ids)
     with pytest.raises(InputError, match="an encoder reads and does not write"):

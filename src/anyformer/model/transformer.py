@@ -400,6 +400,8 @@ class Transformer(nn.Module):
         Several texts are continued side by side: each step gives a list, what is new of each, often nothing. Of several
         answers to one prompt alone it is the first. Beam search knows its first token only at the end, so it gives one
         piece; and it continues no cache."""
+        if not isinstance(prompt, Sequence):
+            raise InputError("stream takes a text, a list of texts, or the ids of one text as a list: ids.tolist()")
         chosen, tokenizer = self.settings(**settings), prompting.tokenizer_of(self)
         speculation = self._speculation(draft, tally, chosen)
         if prompt and not isinstance(prompt, str) and isinstance(prompt[0], str):
