@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 import anyformer as af
@@ -16,14 +13,6 @@ from anyformer.model.laid import local
 from anyformer.training.scale.meshes import Meshes
 from anyformer.training.scale.parallel import _shard
 from anyformer.training.scale.sizes import ALONE
-
-
-@pytest.fixture
-def one_rank(tmp_path: Path) -> Iterator[None]:
-    """A process group of this process."""
-    dist.init_process_group("gloo", init_method=(tmp_path / "store").as_uri(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

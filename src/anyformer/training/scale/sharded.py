@@ -10,6 +10,7 @@ in the whole a part lies. Its planners unpickle what is no tensor; these refuse 
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -48,12 +49,18 @@ class ShardedCheckpoints(Checkpoints):
             (empty_aside(path) / SHARDS).mkdir()
         dist.barrier()
         aside = aside_of(path)
-        write(aside)
-        sums = _gathered(_own_file(aside))
-        if leads:
-            seal(aside, counters, {f"{SHARDS}/{name}": found for name, found in sums.items()})
-            put_in_place(aside, path)
-            self.prune()
+        try:
+            write(aside)
+            sums = _gathered(_own_file(aside))
+            if leads:
+                seal(aside, counters, {f"{SHARDS}/{name}": found for name, found in sums.items()})
+                put_in_place(aside, path)
+                self.prune()
+        except Exception:
+            # Nothing that is half written takes up a disk that may be full.
+            if leads:
+                shutil.rmtree(aside, ignore_errors=True)
+            raise
         dist.barrier()
         return path
 
