@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from anyformer.parts.kernels import native
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the native kernels are not compiled here")
 
 #: Presets whose steps are native throughout: rotary, learned and relative positions, windows, norms before, after and
-#: around branches and of heads, parallel branches, shared norms, encoder-decoders.
+#: around branches and of heads, parallel branches, shared norms, encoder-decoders, mixtures with biases and without.
 RECORDED = [
     "llama:tiny",
     "gpt2:tiny",
@@ -24,6 +26,9 @@ RECORDED = [
     "gpt_neox:tiny",
     "t5:tiny",
     "bart:tiny",
+    "mixtral:tiny",
+    "qwen3_moe:tiny",
+    "gpt_oss:tiny",
 ]
 
 
@@ -63,9 +68,22 @@ def test_recorded_steps_are_those_through_the_layers_to_the_bit(name: str, dtype
             assert torch.equal(one, other), (name, step)
 
 
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_mixtures_in_blocks_are_recorded(quantize: str, tmp_path: Path) -> None:
+    """To the bit, one text and several: which experts' blocks are read is chosen anew in each step."""
+    af.build(af.families.preset("mixtral:tiny"), seed=0).save(tmp_path)
+    model = af.load(tmp_path, quantize=quantize)
+    for batch in (1, 4):
+        ids = torch.randint(5, 200, (batch, 9), generator=torch.Generator().manual_seed(1))
+        again, cache = decoded(model, ids, None, 20, True)
+        through, _ = decoded(model, ids, None, 20, False)
+        assert cache.recordings and not cache.unrecordable
+        assert all(torch.equal(one, other) for one, other in zip(again, through, strict=True))
+
+
 def test_a_step_that_does_more_is_not_recorded() -> None:
-    """Experts are torch's own operations: such a model runs through its layers, and says the same."""
-    model = af.build(af.families.preset("mixtral:tiny"), seed=0).eval()
+    """DeepSeek chooses experts by torch's own operations: such a model runs through its layers, and says the same."""
+    model = af.build(af.families.preset("deepseek_v3:tiny"), seed=0).eval()
     ids = torch.randint(5, 200, (1, 6), generator=torch.Generator().manual_seed(1))
     again, cache = decoded(model, ids, None, 8, True)
     through, _ = decoded(model, ids, None, 8, False)

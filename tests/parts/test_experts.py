@@ -256,8 +256,8 @@ def test_experts_in_blocks_are_their_dequantised_twins(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
 def test_few_tokens_go_through_their_experts_alone(dtype: torch.dtype) -> None:
-    """The path of decoding, in floats: what every expert's part in the reference comes to; experts that nobody chose
-    are not read."""
+    """The path of decoding, in floats, by the native kernel and one by one: what every expert's part in the reference
+    comes to; experts that nobody chose are not read."""
     torch.manual_seed(0)
     part = Experts(BiasedExperts(experts=5, top_k=2, hidden=24), 20)
     for parameter in part.parameters():
@@ -268,9 +268,28 @@ def test_few_tokens_go_through_their_experts_alone(dtype: torch.dtype) -> None:
     part.to(dtype)
     for index in set(range(5)) - set(chosen.flatten().tolist()):
         part.up[index] = torch.nan
-    found = part.apart(x.to(dtype), weight.to(dtype), chosen)
     bound = 1e-5 if dtype == torch.float32 else 0.03
-    assert float((found.float() - wanted).abs().max() / wanted.abs().max()) < bound
+    for found in (part.few(x.to(dtype), weight, chosen), part.apart(x.to(dtype), weight.to(dtype), chosen)):
+        assert found is not None
+        assert float((found.float() - wanted).abs().max() / wanted.abs().max()) < bound
+
+
+@torch.no_grad()
+def test_what_the_native_kernel_does_not_know_it_is_not_asked_for() -> None:
+    """An activation of a family's own, matrices of another type, or none that lie together: by torch, and right."""
+    torch.manual_seed(0)
+    mixture = BiasedExperts(experts=5, top_k=2, hidden=8)
+    x, context = torch.randn(1, 3, 4), Context(Tokens(3, start=0))
+    own, typed, apart = Doubtful(mixture, 4), Experts(mixture, 4), Experts(mixture, 4)
+    for part in (own, typed, apart):
+        draw(part).float()
+    typed.double().router.float()
+    apart.up.data = apart.up.data.transpose(1, 2).contiguous().transpose(1, 2)
+    for part in (own, apart):
+        weight, chosen = routed(part, x[0])
+        assert part.few(x[0], weight, chosen) is None
+        assert torch.allclose(part(x, context)[0], part.every(x[0], weight, chosen), rtol=1e-4, atol=1e-4)
+    assert typed.few(x[0], *routed(typed, x[0])) is None
 
 
 def routed(part: Experts, x_ND: Tensor) -> tuple[Tensor, Tensor]:

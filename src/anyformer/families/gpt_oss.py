@@ -64,6 +64,9 @@ class ClampedExperts(RoutedExperts, frozen=True):
                 gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
                 return gate * (self.gain * gate).sigmoid() * (up + 1)
 
+            def native_activation(self) -> tuple[str, float, float]:
+                return "clamped", self.limit, self.gain
+
         return Module
 
 

@@ -42,9 +42,11 @@ class Block(nn.Module):
     def __init__(self, block: spec.Block, dim: int, source_dim: int | None = None) -> None:
         super().__init__()
         self.parallel = block.parallel
-        self.branches: list[tuple[str, str, bool, float]] = []
-        #: Whether every mixer takes in its norm and the stream; whether branches share what a norm makes.
-        self.joint = all(isinstance(branch.mixer, spec.Attention | spec.FeedForward) for branch in block.branches)
+        #: Name, placement, whether it reads what another's norm made, dropout, whether its mixer takes in its norm and
+        #: the stream.
+        self.branches: list[tuple[str, str, bool, float, bool]] = []
+        #: Whether few rows may take fewer operations than the branches have; whether branches share what a norm makes.
+        self.joint = True
         self.shares = any(branch.norm == "shared" for branch in block.branches)
         for branch in block.branches:
             self.add_module(branch.name, build_mixer(branch.mixer, dim, source_dim))
@@ -54,27 +56,29 @@ class Block(nn.Module):
                 if branch.placement == "both":
                     self.add_module(f"{branch.name}_output_norm", Norm(branch.norm, dim))
             placement = branch.placement if branch.norm is not None else "bare"
-            self.branches.append((branch.name, placement, shared, branch.dropout))
+            takes = isinstance(branch.mixer, spec.Attention | spec.FeedForward)
+            self.branches.append((branch.name, placement, shared, branch.dropout, takes))
 
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
-        # Of few rows each mixer is handed its norm and the stream, and takes both in.
-        joint = self.joint and not self.training and native.few(x)
+        # Of few rows a mixer that can is handed its norm and the stream, and takes both in.
+        few = self.joint and not self.training and native.few(x)
         modules: dict[str, Any] = self._modules
         stream = normed = x
-        for name, placement, shared, dropout in self.branches:
+        for name, placement, shared, dropout, takes in self.branches:
             mixer: Any = modules[name]
             norm: Any = modules.get(f"{name}_norm")
             read, before = x if self.parallel else stream, None
             if placement in ("pre", "both"):
-                if joint and not self.shares:
+                if few and takes and not self.shares:
                     before = norm
                 else:
                     read = normed = normed if shared or norm is None else norm(read)
             after: Any = norm if placement == "output" else modules.get(f"{name}_output_norm")
-            if joint and after is None:
+            if few and takes and after is None:
                 stream = mixer(read, context, cache, before, stream)
-            elif joint:
-                stream = after.added(mixer(read, context, cache, before), stream)
+            elif few:
+                out = mixer(read, context, cache, before) if takes else mixer(read, context, cache)
+                stream = native.added(out, stream) if after is None else after.added(out, stream)
             else:
                 out = mixer(read, context, cache)
                 out = out if after is None else after(out)

@@ -5,7 +5,9 @@ that keys go to, how many keys there are and which are hidden. The first step ru
 while its native calls are noted; for the next ones only those numbers are put in place. So the layers are described
 once, in `model/block.py`, and Python's share of a token is the same for thirty of them as for one.
 
-A step that does anything else than native calls (experts, another kernel, a hook) is not recorded, and runs as ever.
+A step that does anything else than native calls (another kernel, a hook) is not recorded, and runs as ever. Of
+mixtures those are: a router of a family's own (DeepSeek's choice by groups), an activation that the kernel has no name
+for, a shared expert with a gate. DeepSeek's attention, which joins its rows of parts, would not be recorded either.
 """
 
 from __future__ import annotations

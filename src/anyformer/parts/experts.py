@@ -15,7 +15,7 @@ from anyformer.parts.context import Context
 from anyformer.parts.feedforward import ACTIVATIONS, FeedForward
 from anyformer.parts.kernels import native
 from anyformer.parts.kernels.wide import product_dtype
-from anyformer.parts.linear import Linear
+from anyformer.parts.linear import Linear, Matrix
 from anyformer.parts.quantized import QuantizedMatrices, numbers
 
 #: A product of each token with a matrix of its expert: (x, weight [E, out, in], bias [E, out] or None).
@@ -49,7 +49,7 @@ class Experts(nn.Module):
         own = [name for name in shapes if "." not in name]
         for name in dict.fromkeys((*experts.STACKED, *own)):
             self.register_parameter(name, nn.Parameter(torch.empty(shapes[name])) if name in shapes else None)
-        self.activation = ACTIVATIONS[experts.activation]
+        self.kind, self.activation = experts.activation, ACTIVATIONS[experts.activation]
         self.shared: FeedForward | None = None
         self.shared_gate: nn.Linear | None = None
         if experts.shared_hidden is not None:
@@ -62,16 +62,23 @@ class Experts(nn.Module):
         shares_NE, weight_NK, chosen_NK = self.route(x_ND)
         if self.balance and self.training:
             context.auxiliary.append(self.balance * self.balance_loss(shares_NE, chosen_NK, context.queries.valid))
-        out_ND = self.combine(x_ND, weight_NK.to(x_ND.dtype), chosen_NK)
-        if self.shared is not None:
-            extra = self.shared(x_ND, context)
-            out_ND = out_ND + (extra if self.shared_gate is None else extra * self.shared_gate(x_ND).sigmoid())
+        out_ND = self.few(x_ND, weight_NK, chosen_NK)
+        if out_ND is None:
+            out_ND = self.combine(x_ND, weight_NK.to(x_ND.dtype), chosen_NK)
+        if self.shared_gate is not None:
+            assert self.shared is not None
+            out_ND = out_ND + self.shared(x_ND, context) * self.shared_gate(x_ND).sigmoid()
+        elif self.shared is not None:
+            out_ND = self.shared(x_ND, context, residual=out_ND)
         return out_ND.view_as(x_BTD)
 
     def route(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Every expert's share of each token [N, E], the weights of the chosen ones [N, K] and which they are [N, K];
         shares and weights in float32 at least."""
-        shares_NE = self.router(x_ND).softmax(-1, dtype=torch.promote_types(x_ND.dtype, torch.float32))
+        logits_NE = self.router(x_ND)
+        if native.few(logits_NE):
+            return native.choose(logits_NE, self.top_k, self.normalize)
+        shares_NE = logits_NE.softmax(-1, dtype=torch.promote_types(x_ND.dtype, torch.float32))
         weight_NK, chosen_NK = shares_NE.topk(self.top_k, -1)
         if self.normalize:
             weight_NK = weight_NK / weight_NK.sum(-1, keepdim=True)
@@ -80,6 +87,31 @@ class Experts(nn.Module):
     def activate(self, up: Tensor, gate: Tensor | None) -> Tensor:
         """What an expert makes, between its matrices, of the products with `up` and `gate`, [..., F]."""
         return self.activation(up) if gate is None else self.activation(gate) * up
+
+    def native_activation(self) -> tuple[str, float, float] | None:
+        """What the native kernel calls `activate`, its limit and its gain; None where it has no name for it."""
+        return (self.kind, 0.0, 0.0) if type(self).activate is Experts.activate else None
+
+    def few(self, x_ND: Tensor, weight_NK: Tensor, chosen_NK: Tensor) -> Tensor | None:
+        """What `combine` gives, by one call of the native kernel; None where it cannot."""
+        if not native.few(x_ND) or (activation := self.native_activation()) is None:
+            return None
+        found = [self.matrix(name, x_ND.dtype) for name in ("gate", "up", "down") if getattr(self, name) is not None]
+        matrices = [matrix for matrix in found if matrix is not None]
+        if len(matrices) < len(found):
+            return None
+        data, formats, biases = zip(*((each.data, each.format, each.bias) for each in matrices))
+        return native.experts(x_ND, weight_NK.float(), chosen_NK, data, formats, biases, *activation)
+
+    def matrix(self, name: str, dtype: torch.dtype) -> Matrix | None:
+        """All experts' matrices of a name as the native kernel takes them; None where it cannot."""
+        weight, bias = getattr(self, name), getattr(self, f"{name}_bias")
+        if bias is not None and bias.dtype != dtype:
+            return None
+        if isinstance(weight, QuantizedMatrices):
+            return weight.matrix(bias)
+        whole = weight.dtype == dtype and type(weight) is nn.Parameter and weight.is_contiguous()
+        return Matrix(weight, native.TYPES[dtype], bias) if whole else None
 
     def feed_forward(self, x: Tensor, multiply: Multiply) -> Tensor:
         """Every expert's own feed-forward, [..., D] -> [..., D], however its matrices are multiplied; under autocast in
@@ -95,9 +127,7 @@ class Experts(nn.Module):
 
     def combine(self, x_ND: Tensor, weight_NK: Tensor, chosen_NK: Tensor) -> Tensor:
         """The weighted sum of what the chosen experts make of each token, [N, D]."""
-        # In bfloat16 the kernel of few rows is the faster for each expert; in float32 grouped products are no slower.
-        few = x_ND.dtype == torch.bfloat16 and native.few(x_ND)
-        if x_ND.device.type == "cpu" and (few or self.quantized()):
+        if x_ND.device.type == "cpu" and self.quantized():
             return self.apart(x_ND, weight_NK, chosen_NK)
         return (self.sorted if self.groupable(x_ND) else self.every)(x_ND, weight_NK, chosen_NK)
 
@@ -111,8 +141,8 @@ class Experts(nn.Module):
         return x.dtype != torch.float64 and all(width * bytes_ % 16 == 0 for width in self.up.shape[1:])
 
     def apart(self, x_ND: Tensor, weight_NK: Tensor, chosen_NK: Tensor) -> Tensor:
-        """One chosen expert after the other, on its own tokens: for few rows, and for matrices in blocks, of which no
-        others are dequantised. Which they are the host must know: not where it would wait for a device to say so."""
+        """One chosen expert after the other, on its own tokens: for matrices in blocks, of which no others are
+        dequantised. Which they are the host must know: not where it would wait for a device to say so."""
         out_ND = torch.zeros_like(x_ND)
         for index in chosen_NK.unique().tolist():
             token, rank = (chosen_NK == index).nonzero(as_tuple=True)
@@ -161,7 +191,4 @@ def _multiply(index: int, x: Tensor, weight: Tensor | QuantizedMatrices, bias: T
     own = None if bias is None else bias[index]
     if isinstance(weight, QuantizedMatrices):
         return weight.product(index, x, own)
-    matrix = weight[index].to(x.dtype)
-    if native.few(x) and matrix.is_contiguous():
-        return native.linear(x, matrix, native.TYPES[x.dtype], own)
-    return F.linear(x, matrix, own)
+    return F.linear(x, weight[index].to(x.dtype), own)

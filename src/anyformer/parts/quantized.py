@@ -117,6 +117,10 @@ class QuantizedMatrices(nn.Module):
         product = QuantizedLinear(Blocks(blocks, self.format))(x)
         return product if bias is None else product + bias
 
+    def matrix(self, bias: Tensor | None) -> Matrix | None:
+        """All of them, with their biases [E, out], as the native kernel takes them; None where it cannot."""
+        return Matrix(self.blocks, self.format.code, bias) if self.blocks.is_contiguous() else None
+
     def extra_repr(self) -> str:
         return f"{', '.join(map(str, self.shape))}, format={self.format.name}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -116,3 +117,24 @@ def test_expanded_rows_are_the_numbers_that_they_stand_for(name: str, instructio
             native.expand(matrix_.data, format.code, found[:rows])
             torch.testing.assert_close(found[:rows], wanted, rtol=1e-6, atol=1e-6 * float(wanted.abs().max()))
             assert bool((found[rows] == -77.0).all())
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@torch.no_grad()
+def test_experts_in_blocks_are_products_with_one_matrix_each(name: str, instructions: str) -> None:
+    """The products of `linear` with each chosen expert's own matrices, gate and up of two formats among them."""
+    format, other, width = FORMATS[name], FORMATS["Q8_0"], 512
+    draw = torch.Generator().manual_seed(3)
+    formats = (format, other, format)
+    each = [[matrix(one.name, width, width, 10 * e + i) for i, one in enumerate(formats)] for e in range(4)]
+    stacked = [torch.stack([matrices[i].data for matrices in each]) for i in range(3)]
+    x, weight = torch.randn(3, width, generator=draw), torch.rand(3, 2, generator=draw)
+    chosen = torch.tensor([[3, 0], [0, 1], [0, 3]])
+    codes = [one.code for one in formats]
+    found = native.experts(x, weight, chosen, stacked, codes, [None] * 3, "relu")
+    wanted = torch.zeros_like(found)
+    for row in range(3):
+        for rank, e in enumerate(chosen[row].tolist()):
+            gate, up, down = (partial(native.linear, matrix=one.data, format=one.format.code) for one in each[e])
+            wanted[row] += weight[row, rank] * down(gate(x[row : row + 1]).relu() * up(x[row : row + 1]))[0]
+    assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()

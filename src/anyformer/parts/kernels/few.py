@@ -36,7 +36,7 @@ def pays(q: Tensor) -> bool:
 
 def attend(q: Tensor, k: Tensor | Int8Rows, v: Tensor | Int8Rows, visible: Visible, scores: Scores) -> Tensor:
     """[B, H, T, C] from queries [B, H, T, C], keys and values [B, K, S, C]; values may be of another width."""
-    sinks = None if scores.sinks is None else scores.sinks.float()
+    sinks = None if scores.sinks is None else scores.sinks.to(q.dtype)
     q = _side_by_side(q)
     if isinstance(k, Tensor) and isinstance(v, Tensor):
         # Under autocast values may be of another type than keys.

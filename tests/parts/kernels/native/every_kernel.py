@@ -33,7 +33,8 @@ def product(matrix: Tensor, format: int, width: int, dtype: torch.dtype) -> None
     x, bias = torch.randn(rows, width).to(dtype), torch.randn(out).to(dtype)
     stream = torch.randn(rows, out // 2 if gated else out).to(dtype)
     around = random.choice([None, bias]), norm(width, dtype), random.choice([None, stream])
-    calls.linear(x, matrix, format, *around, random.choice(list(loading.ACTIVATIONS)), gated)
+    activation = random.choice([name for name in loading.ACTIVATIONS if name != "clamped"])
+    calls.linear(x, matrix, format, *around, activation, gated)
 
 
 def products(dtype: torch.dtype) -> None:
@@ -47,13 +48,34 @@ def products(dtype: torch.dtype) -> None:
         calls.expand(matrix, format.code, torch.empty(out, blocks * format.elements))
 
 
+def mixture(dtype: torch.dtype) -> None:
+    """Experts chosen, and what they make of few tokens, with matrices of floats or of blocks; some are nobody's."""
+    experts, rows = random.randint(1, 20), random.randint(1, 32)
+    top_k, gated, biased = random.randint(1, experts), random.random() < 0.7, random.random() < 0.5
+    _, weight, chosen = calls.choose(torch.randn(rows, experts).to(dtype), top_k, random.random() < 0.5)
+    chosen[0, 0] = random.choice([-1, 0, experts])
+    found = random.choice([None, *FORMATS.values()])
+    step = 1 if found is None else found.elements
+    width, hidden = (step * random.randint(1, max(1, 90 // step)) for _ in range(2))
+    shapes = [(experts, hidden, width)] * (2 if gated else 1) + [(experts, width, hidden)]
+    if found is None:
+        format, matrices = loading.TYPES[dtype], [torch.randn(shape).to(dtype) for shape in shapes]
+    else:
+        format, rows_of = found.code, [(*shape[:2], found.row_bytes(shape[2])) for shape in shapes]
+        matrices = [torch.randint(0, 256, shape, dtype=torch.uint8) for shape in rows_of]
+    biases = [torch.randn(shape[:2]).to(dtype) if biased else None for shape in shapes]
+    activation = random.choice([name for name in loading.ACTIVATIONS if gated or name != "clamped"])
+    formats = [format] * len(shapes)
+    calls.experts(torch.randn(rows, width).to(dtype), weight, chosen, matrices, formats, biases, activation, 7.0, 1.7)
+
+
 def attention(dtype: torch.dtype) -> None:
     """Few queries over keys and values of their type, and over rows in 8 bits."""
     B, K, G, T, S, C, V = (random.randint(1, most) for most in (2, 3, 5, 4, 200, 140, 140))
     q, k, v = (torch.randn(shape).to(dtype) for shape in ((B, K * G, T, C), (B, K, S, C), (B, K, S, V)))
     for keys, values in ((k, v), (Int8Rows(quantized(k), C), Int8Rows(quantized(v), V))):
         added = random.choice([None, torch.randn(B, 1, T, S)])
-        sinks = random.choice([None, torch.randn(K * G)])
+        sinks = random.choice([None, torch.randn(K * G).to(dtype)])
         calls.attention(q, keys, values, added, sinks, 0.1, random.choice([None, 3.0]))
 
 
@@ -84,7 +106,7 @@ def main(path: Path) -> None:
         if library.anyformer_use(name.encode()):
             for turn in range(30):
                 dtype = random.choice(list(loading.TYPES))
-                for part in (products, attention, heads):
+                for part in (products, mixture, attention, heads):
                     print(name, turn, part.__name__, file=sys.stderr)
                     part(dtype)
     print("sound")

@@ -138,7 +138,7 @@ def test_attention_is_what_it_says(
     if hidden:
         added = torch.randn(B, 1, T, S).masked_fill(torch.rand(B, 1, T, S) < 0.5, -torch.inf)
         added[0, :, 0] = -torch.inf
-    logits = torch.randn(H) if sinks else None
+    logits = torch.randn(H).to(dtype) if sinks else None
     scores = 0.3 * q.double() @ k.double().repeat_interleave(G, 1).transpose(-1, -2)
     scores = scores if cap is None else cap * torch.tanh(scores / cap)
     scores = scores if added is None else scores + added.double()
@@ -207,6 +207,95 @@ def test_keep_puts_tokens_into_their_slots(dtype: torch.dtype) -> None:
     assert store.any(-1).sum() == 3 * 6
 
 
+@given(
+    rows=st.integers(1, 5),
+    experts=st.integers(1, 70),
+    dtype=st.sampled_from(DTYPES),
+    normalize=st.booleans(),
+    data=st.data(),
+)
+@settings(max_examples=30)
+def test_the_chosen_are_the_best_of_a_softmax(
+    rows: int, experts: int, dtype: torch.dtype, normalize: bool, data: st.DataObject
+) -> None:
+    """Shares, weights and choices beside float64's; of logits that are alike, the first are chosen."""
+    top_k = data.draw(st.integers(1, experts))
+    logits = (torch.randn(rows, experts) * 4).round().to(dtype)
+    shares, weight, chosen = native.choose(logits, top_k, normalize)
+    near(shares, logits.double().softmax(-1), torch.float32)
+    for row in range(rows):
+        best = sorted(range(experts), key=lambda e: -logits[row, e].item())[:top_k]
+        assert chosen[row].tolist() == best
+        wanted = shares[row, best].double()
+        near(weight[row], wanted / wanted.sum() if normalize else wanted, torch.float32)
+
+
+@pytest.mark.parametrize("strange", [torch.nan, torch.inf, -torch.inf])
+def test_experts_are_chosen_of_logits_that_are_no_numbers(strange: float) -> None:
+    """Whatever the logits, `top_k` different experts, whose matrices may be read; their weights are no numbers."""
+    for logits in (torch.full((1, 20), strange), torch.randn(1, 20).index_fill(1, torch.tensor([7]), strange)):
+        shares, weight, chosen = native.choose(logits, 5, True)
+        assert len(set(chosen[0].tolist())) == 5 and set(chosen[0].tolist()) <= set(range(20))
+        torch.testing.assert_close(shares, logits.softmax(-1), equal_nan=True)
+        assert weight.isnan().all() == shares.isnan().all()
+
+
+def clamped(gate: Tensor, up: Tensor) -> Tensor:
+    """gpt-oss's, with a limit of 0.8 and a gain of 1.7."""
+    gate, up = gate.clamp(max=0.8), up.clamp(-0.8, 0.8)
+    return gate * (1.7 * gate).sigmoid() * (up + 1)
+
+
+@settings(max_examples=40)
+@given(
+    rows=st.integers(1, 12),
+    experts=st.integers(1, 9),
+    width=st.integers(1, 70),
+    hidden=st.integers(1, 70),
+    dtype=st.sampled_from(DTYPES),
+    biases=st.sampled_from([(False, False, False), (True, True, True), (False, True, False)]),
+    activation=st.sampled_from(["", "clamped", *ACTIVATIONS]),
+    gated=st.booleans(),
+    data=st.data(),
+)
+def test_experts_are_their_weighted_sum(
+    rows: int,
+    experts: int,
+    width: int,
+    hidden: int,
+    dtype: torch.dtype,
+    biases: tuple[bool, ...],
+    activation: str,
+    gated: bool,
+    data: st.DataObject,
+) -> None:
+    """Beside the same in float64, an expert and a token at a time; who chose no expert gets nothing from it."""
+    torch.manual_seed(data.draw(st.integers(0, 9)))
+    top_k, gated = data.draw(st.integers(1, experts)), gated or activation == "clamped"
+    shapes = [(hidden, width)] * (2 if gated else 1) + [(width, hidden)]
+    matrices = [(torch.randn(experts, *shape) / 4).to(dtype) for shape in shapes]
+    added = [torch.randn(experts, out).to(dtype) if some else None for (out, _), some in zip(shapes, biases[-3:])]
+    x, weight = torch.randn(rows, width).to(dtype), torch.rand(rows, top_k)
+    chosen = torch.stack([torch.randperm(experts)[:top_k] for _ in range(rows)])
+    chosen[0, 0] = data.draw(st.sampled_from([chosen[0, 0].item(), -1, experts]))
+    act = ACTIVATIONS.get(activation, lambda z: z)
+    wanted = torch.zeros(rows, width, dtype=torch.float64)
+    for row, rank in torch.cartesian_prod(torch.arange(rows), torch.arange(top_k)).tolist():
+        if not 0 <= (e := int(chosen[row, rank])) < experts:
+            continue
+        *inward, down = [(m[e].double(), 0 if b is None else b[e].double()) for m, b in zip(matrices, added)]
+        made = [W @ x[row].double() + b for W, b in inward]
+        between = clamped(*made) if activation == "clamped" else act(made[0]) * (made[1] if gated else 1)
+        wanted[row] += weight[row, rank] * (down[0] @ between + down[1])
+    formats = [native.TYPES[dtype]] * len(matrices)
+    found = native.experts(x, weight, chosen, matrices, formats, added, activation, 0.8, 1.7)
+    near(found, wanted, dtype)
+    for row in range(rows):
+        one = slice(row, row + 1)
+        alone = native.experts(x[one], weight[one], chosen[one], matrices, formats, added, activation, 0.8, 1.7)
+        assert torch.equal(alone[0], found[row]), "a row depends on the others"
+
+
 def test_torch_sees_them_as_operators() -> None:
     """Each has a schema and a fake implementation of the same shapes; a dispatch mode sees the calls."""
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -217,4 +306,9 @@ def test_torch_sees_them_as_operators() -> None:
         assert found.shape == (2, 3)
         q, k = mode.from_tensor(torch.randn(1, 4, 1, 8)), mode.from_tensor(torch.randn(1, 2, 5, 8))
         assert native.attention(q, k, k, None, None, 1.0, None).shape == (1, 4, 1, 8)
+    arguments = torch.randn(2, 8), 3, True
+    torch.library.opcheck(torch.ops.anyformer.choose.default, arguments)
+    _, weight, chosen = native.choose(*arguments)
+    arguments = x, weight, chosen, [torch.randn(8, 5, 8), torch.randn(8, 8, 5)], [0, 0], [None, None], "silu", 0.0, 0.0
+    torch.library.opcheck(torch.ops.anyformer.experts.default, arguments)
     torch.library.opcheck(torch.ops.anyformer.linear.default, (x, W, None, 0, None, None, 0, 0.0, None, "silu", True))

@@ -4,6 +4,9 @@
     attention   few queries over many keys
     rotary      heads turned in place
     normed      residual + norm(x)
+    added       residual + x
+    choose      each token's experts, of a router's logits
+    experts     the weighted sum of what a token's experts make of it
     keep        new keys and values into their slots of a cache
     expand      a matrix in blocks as numbers, for products of many rows
 
@@ -16,7 +19,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from anyformer.parts.kernels.native.calls import attention, expand, keep, linear, normed, rotary, strides_of
+from anyformer.parts.kernels.native.calls import (
+    added,
+    attention,
+    choose,
+    expand,
+    experts,
+    keep,
+    linear,
+    normed,
+    rotary,
+    strides_of,
+)
 from anyformer.parts.kernels.native.loading import KEPT, TYPES, library, narrow_pays
 
 #: Up to so many rows a product is ours: it reads weights faster than others, and takes in what stands around it.
@@ -45,8 +59,11 @@ __all__ = [
     "FEW",
     "KEPT",
     "TYPES",
+    "added",
     "attention",
+    "choose",
     "expand",
+    "experts",
     "few",
     "fits",
     "keep",

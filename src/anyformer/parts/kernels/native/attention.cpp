@@ -226,9 +226,10 @@ template <class Kept> struct Chunk {
 template <class Kept>
 void join(const Attention& it, const Shape& shape, const float* records, int64_t head, int64_t out) {
     const int64_t stride = shape.queries * shape.record;
-    float most = it.sinks ? it.sinks[head] : -INFINITY;
+    const float sink = it.sinks ? number(it.sinks, head, it.type) : -INFINITY;
+    float most = sink;
     for (int64_t c = 0; c < shape.chunks; c++) most = std::max(most, records[c * stride]);
-    float total = it.sinks ? std::exp(it.sinks[head] - most) : 0, shares[CHUNKS];
+    float total = it.sinks ? std::exp(sink - most) : 0, shares[CHUNKS];
     for (int64_t c = 0; c < shape.chunks; c++) {
         const float peak = records[c * stride];
         shares[c] = peak == -INFINITY ? 0 : std::exp(peak - most);

@@ -268,15 +268,15 @@ template <class B> struct Blocks {
     std::vector<int8_t> numbers;
     std::vector<float> scales, sums;
 
-    explicit Blocks(const Linear& it)
-        : spans((it.in + B::SPAN - 1) / B::SPAN),
-          numbers(it.rows * spans * B::SPAN),
-          scales(it.rows * spans * B::SPAN / 4),
-          sums(it.rows * spans * B::SUMS) {
-        std::vector<float> plain(it.in);
-        for (int64_t row = 0; row < it.rows; row++) {
-            normalize({it.x, it.norm, it.norm_bias, it.in, it.type, it.norm_kind, it.eps}, row * it.in, plain.data());
-            for (int64_t block = 0; block < it.in / 32; block++) quantize(plain.data() + 32 * block, row, block);
+    Blocks(const Norm& from, int64_t rows, const int64_t* which)
+        : spans((from.width + B::SPAN - 1) / B::SPAN),
+          numbers(rows * spans * B::SPAN),
+          scales(rows * spans * B::SPAN / 4),
+          sums(rows * spans * B::SUMS) {
+        std::vector<float> plain(from.width);
+        for (int64_t row = 0; row < rows; row++) {
+            normalize(from, (which ? which[row] : row) * from.width, plain.data());
+            for (int64_t block = 0; block < from.width / 32; block++) quantize(plain.data() + 32 * block, row, block);
         }
     }
 
@@ -310,7 +310,8 @@ template <class B> struct Blocks {
         sums[span * B::SUMS + B::sum_place(within)] = scale * float(sum_of_all);
     }
 
-    template <int R, int M, class Sums> void tile(const char* w, int64_t in, int64_t m, Sums found) const {
+    template <int R, int M, class Turn, class Sums>
+    void tile(const char* w, int64_t in, int64_t m, Turn, Sums found) const {
         const int64_t stride = row_bytes(in), whole = in / B::SPAN;
         const auto* rows = reinterpret_cast<const uint8_t*>(w);
         Vec total[R][M] = {};

@@ -9,10 +9,12 @@ void rotary(const Rotary&);
 void normed(const Normed&);
 void keep(const Keep&);
 void expand(const Expand&);
+void choose(const Choose&);
+void experts(const Experts&);
 
 #define TEXT_(x) #x
 #define TEXT(x) TEXT_(x)
 extern const Kernels kernels;
-const Kernels kernels = {TEXT(ISA), linear, attention, rotary, normed, keep, expand};
+const Kernels kernels = {TEXT(ISA), linear, attention, rotary, normed, keep, expand, choose, experts};
 
 }  // namespace ISA

@@ -6,7 +6,7 @@
 // How numbers are stored, by ggml's numbers. FLOAT32 and BFLOAT16 are also what inputs and outputs may be.
 enum Format : int32_t { FLOAT32 = 0, Q4_0 = 2, Q4_1 = 3, Q8_0 = 8, Q4_K = 12, Q6_K = 14, INT8 = 24, BFLOAT16 = 30 };
 
-enum Activation : int32_t { NONE = 0, RELU = 1, GELU = 2, GELU_TANH = 3, SILU = 4, SIGMOID = 5, TANH = 6 };
+enum Activation : int32_t { NONE = 0, RELU = 1, GELU = 2, GELU_TANH = 3, SILU = 4, SIGMOID = 5, TANH = 6, CLAMPED = 7 };
 
 enum NormKind : int32_t { NO_NORM = 0, RMS = 1, LAYER = 2, OFFSET = 4 };  // OFFSET: the factor is 1 + weight
 
@@ -32,7 +32,7 @@ struct Attention {
     const void* v;      // [B, K, S, V]; in 8 bits, rows as int8_rows.h has them
     void* y;            // [B, T, H, V]
     const float* added; // [B or 1, H or 1, T, S] or null; -infinity hides
-    const float* sinks; // [H] or null
+    const void* sinks;  // [H], of q's type, or null
     int64_t B, H, K, T, S, C, V;
     int64_t q_strides[3], k_strides[3], v_strides[3], added_strides[3];
     int32_t type, kept, threads;  // kept: how k and v are stored
@@ -79,7 +79,31 @@ struct Expand {
     int32_t format, threads;
 };
 
-enum Kind : int32_t { LINEAR, ATTENTION, ROTARY, NORMED, KEEP, EXPAND };
+// The experts of each row: shares are a softmax of the logits, the best count, the first of those that are alike.
+struct Choose {
+    const void* logits;  // [rows, experts]
+    float* shares;       // [rows, experts]
+    float* weight;       // [rows, top_k], the largest first
+    int64_t* chosen;     // [rows, top_k]
+    int64_t rows, experts, top_k;
+    int32_t type, normalize;  // normalize: weights are made to sum to one
+};
+
+// y = Σ_k weight · expert_k(x) of few rows, an expert being down(act(gate(x)) · up(x)), or down(act(up(x))). CLAMPED, of
+// gate g and up u: g' · σ(gain · g') · (u' + 1), g' not above `limit`, u' within it.
+struct Experts {
+    const void* x;          // [rows, width]
+    void* y;                // [rows, width]
+    const float* weight;    // [rows, top_k]
+    const int64_t* chosen;  // [rows, top_k]; what is no expert's number, none
+    const void *gate, *up, *down;                 // [experts, hidden, width], the first may be null; [experts, width, hidden]
+    const void *gate_bias, *up_bias, *down_bias;  // [experts, out], of x's type, or null
+    int64_t rows, top_k, experts, width, hidden;
+    int32_t type, gate_format, up_format, down_format, activation, threads;
+    float limit, gain;
+};
+
+enum Kind : int32_t { LINEAR, ATTENTION, ROTARY, NORMED, KEEP, EXPAND, CHOOSE, EXPERTS };
 
 // A call that can be made again.
 struct Call {
@@ -95,4 +119,6 @@ struct Kernels {
     void (*normed)(const Normed&);
     void (*keep)(const Keep&);
     void (*expand)(const Expand&);
+    void (*choose)(const Choose&);
+    void (*experts)(const Experts&);
 };

@@ -103,6 +103,8 @@ EXPORT int anyformer_rotary(const Rotary* it) { return run(kernels().rotary, it)
 EXPORT int anyformer_normed(const Normed* it) { return run(kernels().normed, it); }
 EXPORT int anyformer_keep(const Keep* it) { return run(kernels().keep, it); }
 EXPORT int anyformer_expand(const Expand* it) { return run(kernels().expand, it); }
+EXPORT int anyformer_choose(const Choose* it) { return run(kernels().choose, it); }
+EXPORT int anyformer_experts(const Experts* it) { return run(kernels().experts, it); }
 
 // Make calls again, in their order.
 EXPORT int anyformer_replay(const Call* calls, int64_t count) {
@@ -115,6 +117,8 @@ EXPORT int anyformer_replay(const Call* calls, int64_t count) {
             case NORMED: code = anyformer_normed(static_cast<const Normed*>(calls[i].it)); break;
             case KEEP: code = anyformer_keep(static_cast<const Keep*>(calls[i].it)); break;
             case EXPAND: code = anyformer_expand(static_cast<const Expand*>(calls[i].it)); break;
+            case CHOOSE: code = anyformer_choose(static_cast<const Choose*>(calls[i].it)); break;
+            case EXPERTS: code = anyformer_experts(static_cast<const Experts*>(calls[i].it)); break;
         }
         if (code) return code;
     }

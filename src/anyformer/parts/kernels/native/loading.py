@@ -17,7 +17,7 @@ TYPES = {torch.float32: 0, torch.bfloat16: 30}
 KEPT = {**TYPES, torch.int8: 24}
 #: Kinds of norms, together where both hold: with OFFSET the factor is 1 + weight.
 RMS, LAYER, OFFSET = 1, 2, 4
-ACTIVATIONS = {"": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4, "sigmoid": 5, "tanh": 6}
+ACTIVATIONS = {"": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4, "sigmoid": 5, "tanh": 6, "clamped": 7}
 
 _POINTER, _I64, _I32, _F32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 
@@ -100,6 +100,32 @@ class Expand(ctypes.Structure):
     )
 
 
+class Choose(ctypes.Structure):
+    """`struct Choose` of kernels.h."""
+
+    function = "anyformer_choose"
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("logits", "shares", "weight", "chosen")),
+        *((name, _I64) for name in ("rows", "experts", "top_k")),
+        *((name, _I32) for name in ("type", "normalize")),
+    )
+
+
+class Experts(ctypes.Structure):
+    """`struct Experts` of kernels.h."""
+
+    function = "anyformer_experts"
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("x", "y", "weight", "chosen", "gate", "up", "down")),
+        *((name, _POINTER) for name in ("gate_bias", "up_bias", "down_bias")),
+        *((name, _I64) for name in ("rows", "top_k", "experts", "width", "hidden")),
+        *((name, _I32) for name in ("type", "gate_format", "up_format", "down_format", "activation", "threads")),
+        *((name, _F32) for name in ("limit", "gain")),
+    )
+
+
 class Call(ctypes.Structure):
     """`struct Call` of kernels.h."""
 
@@ -107,7 +133,16 @@ class Call(ctypes.Structure):
 
 
 #: In the order of `enum Kind`.
-STRUCTURES: tuple[type[ctypes.Structure], ...] = (Linear, Attention, Rotary, Normed, Keep, Expand)
+STRUCTURES: tuple[type[ctypes.Structure], ...] = (
+    Linear,
+    Attention,
+    Rotary,
+    Normed,
+    Keep,
+    Expand,
+    Choose,
+    Experts,
+)
 
 
 def load(path: Path) -> ctypes.CDLL:
