@@ -42,9 +42,9 @@ class Block(nn.Module):
     def __init__(self, block: spec.Block, dim: int, source_dim: int | None = None) -> None:
         super().__init__()
         self.parallel = block.parallel
-        #: Name, placement, whether it reads what another's norm made, dropout, whether its mixer takes in its norm and
-        #: the stream.
-        self.branches: list[tuple[str, str, bool, float, bool]] = []
+        self.branches: list[tuple[str, str, bool, float]] = []
+        #: Those whose mixers can take in their norm and the stream.
+        self.takes = {b.name for b in block.branches if isinstance(b.mixer, spec.Attention | spec.FeedForward)}
         #: Whether few rows may take fewer operations than the branches have; whether branches share what a norm makes.
         self.joint = True
         self.shares = any(branch.norm == "shared" for branch in block.branches)
@@ -56,25 +56,25 @@ class Block(nn.Module):
                 if branch.placement == "both":
                     self.add_module(f"{branch.name}_output_norm", Norm(branch.norm, dim))
             placement = branch.placement if branch.norm is not None else "bare"
-            takes = isinstance(branch.mixer, spec.Attention | spec.FeedForward)
-            self.branches.append((branch.name, placement, shared, branch.dropout, takes))
+            self.branches.append((branch.name, placement, shared, branch.dropout))
 
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
         # Of few rows a mixer that can is handed its norm and the stream, and takes both in.
         few = self.joint and not self.training and native.few(x)
         modules: dict[str, Any] = self._modules
         stream = normed = x
-        for name, placement, shared, dropout, takes in self.branches:
+        for name, placement, shared, dropout in self.branches:
             mixer: Any = modules[name]
+            takes = few and name in self.takes
             norm: Any = modules.get(f"{name}_norm")
             read, before = x if self.parallel else stream, None
             if placement in ("pre", "both"):
-                if few and takes and not self.shares:
+                if takes and not self.shares:
                     before = norm
                 else:
                     read = normed = normed if shared or norm is None else norm(read)
             after: Any = norm if placement == "output" else modules.get(f"{name}_output_norm")
-            if few and takes and after is None:
+            if takes and after is None:
                 stream = mixer(read, context, cache, before, stream)
             elif few:
                 out = mixer(read, context, cache, before) if takes else mixer(read, context, cache)
