@@ -15,7 +15,7 @@ from torch import Tensor
 from anyformer import spec
 from anyformer.parts.blocks import FORMATS
 from anyformer.parts.kernels.int8_rows import Int8Rows, quantized
-from anyformer.parts.kernels.native import building, calls, loading
+from anyformer.parts.kernels.native import building, calls, loading, mixtures
 from anyformer.parts.norms import Norm
 
 
@@ -52,7 +52,7 @@ def mixture(dtype: torch.dtype) -> None:
     """Experts chosen, and what they make of few tokens, with matrices of floats or of blocks; some are nobody's."""
     experts, rows = random.randint(1, 20), random.randint(1, 32)
     top_k, gated, biased = random.randint(1, experts), random.random() < 0.7, random.random() < 0.5
-    _, weight, chosen = calls.choose(torch.randn(rows, experts).to(dtype), top_k, random.random() < 0.5)
+    _, weight, chosen = mixtures.choose(torch.randn(rows, experts).to(dtype), top_k, random.random() < 0.5)
     chosen[0, 0] = random.choice([-1, 0, experts])
     found = random.choice([None, *FORMATS.values()])
     step = 1 if found is None else found.elements
@@ -66,7 +66,9 @@ def mixture(dtype: torch.dtype) -> None:
     biases = [torch.randn(shape[:2]).to(dtype) if biased else None for shape in shapes]
     activation = random.choice([name for name in loading.ACTIVATIONS if gated or name != "clamped"])
     formats = [format] * len(shapes)
-    calls.experts(torch.randn(rows, width).to(dtype), weight, chosen, matrices, formats, biases, activation, 7.0, 1.7)
+    mixtures.experts(
+        torch.randn(rows, width).to(dtype), weight, chosen, matrices, formats, biases, activation, 7.0, 1.7
+    )
 
 
 def attention(dtype: torch.dtype) -> None:

@@ -11,7 +11,7 @@
     expand      a matrix in blocks as numbers, for products of many rows
 
 They are compiled when the package is installed (`building.py`). Where there was no compiler everything runs on plain
-torch, and `library` says so once. torch sees them as its own operators (`calls.py`).
+torch, and `library` says so once. torch sees them as its own operators (`calls.py`, `mixtures.py`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ from torch import Tensor
 from anyformer.parts.kernels.native.calls import (
     added,
     attention,
-    choose,
     expand,
-    experts,
     keep,
     linear,
     normed,
@@ -32,6 +30,7 @@ from anyformer.parts.kernels.native.calls import (
     strides_of,
 )
 from anyformer.parts.kernels.native.loading import KEPT, TYPES, library, narrow_pays
+from anyformer.parts.kernels.native.mixtures import choose, experts
 
 #: Up to so many rows a product is ours: it reads weights faster than others, and takes in what stands around it.
 FEW = 32

@@ -261,7 +261,6 @@ struct SixBits {
     static int sum_place(int block) { return block; }
 };
 
-
 // Rows of x in 8 bits and where the vectors of a format have them, with a scale for each lane.
 template <class B> struct Blocks {
     int64_t spans;
@@ -295,19 +294,19 @@ template <class B> struct Blocks {
         const float scale = largest / 127 + sum(none), inverse = largest > 0 ? 127 / largest : 0;
         const int64_t span = row * spans + block / (B::SPAN / 32);
         const int within = int(block % (B::SPAN / 32));
-        Ints total = {};
+        Bits total = {};  // of what is no number any whole numbers come, whose sum wraps around
         for (int c = 0; c < 32; c += LANES) {
             const Vec magic = all(12582912.0f);  // adding it rounds to whole numbers, which its last bits then hold
-            Ints whole = (Ints)(read<Vec>(x + c) * inverse + magic) - (Ints)magic;
+            const Bits whole = (Bits)(read<Vec>(x + c) * inverse + magic) - (Bits)magic;
             total += whole;
             const int place = B::place(32 * within + c);
-            write(numbers.data() + span * B::SPAN + place, __builtin_convertvector(whole, Bytes));
+            write(numbers.data() + span * B::SPAN + place, __builtin_convertvector((Ints)whole, Bytes));
             for (int i = 0; i < LANES; i += 4) scales[(span * B::SPAN + place + i) / 4] = scale;
         }
         if (!B::SUMS) return;
-        int sum_of_all = 0;
+        uint32_t sum_of_all = 0;
         for (int i = 0; i < LANES; i++) sum_of_all += total[i];
-        sums[span * B::SUMS + B::sum_place(within)] = scale * float(sum_of_all);
+        sums[span * B::SUMS + B::sum_place(within)] = scale * float(int32_t(sum_of_all));
     }
 
     template <int R, int M, class Turn, class Sums>

@@ -3,7 +3,7 @@ as any other operator."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from ctypes import byref
 from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
@@ -233,82 +233,6 @@ def _fake_keep(x: Tensor, store: Tensor, slots: Any, first: Any) -> None:
     return None
 
 
-def _choose(logits: Tensor, top_k: int, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
-    shares, weight, chosen = _fake_choose(logits, top_k, normalize)
-    rows, experts = logits.shape
-    call = native.Choose(
-        logits.data_ptr(),
-        shares.data_ptr(),
-        weight.data_ptr(),
-        chosen.data_ptr(),
-        rows,
-        experts,
-        top_k,
-        native.TYPES[logits.dtype],
-        normalize,
-    )
-    _make(call, logits, shares, weight, chosen)
-    return shares, weight, chosen
-
-
-def _fake_choose(logits: Tensor, top_k: int, normalize: Any) -> tuple[Tensor, Tensor, Tensor]:
-    each = (len(logits), top_k)
-    return (
-        logits.new_empty(logits.shape, dtype=torch.float32),
-        logits.new_empty(each, dtype=torch.float32),
-        logits.new_empty(each, dtype=torch.int64),
-    )
-
-
-def _experts(
-    x: Tensor,
-    weight: Tensor,
-    chosen: Tensor,
-    matrices: Sequence[Tensor],
-    formats: Sequence[int],
-    biases: Sequence[Tensor | None],
-    activation: str,
-    limit: float,
-    gain: float,
-) -> Tensor:
-    rows, width = x.shape
-    y = x.new_empty(x.shape)
-    gate, up, down = (None, *matrices)[-3:]
-    gate_bias, up_bias, down_bias = (None, *biases)[-3:]
-    assert up is not None
-    call = native.Experts(
-        x.data_ptr(),
-        y.data_ptr(),
-        weight.data_ptr(),
-        chosen.data_ptr(),
-        _address(gate),
-        _address(up),
-        _address(down),
-        _address(gate_bias),
-        _address(up_bias),
-        _address(down_bias),
-        rows,
-        chosen.shape[1],
-        len(up),
-        width,
-        up.shape[1],
-        native.TYPES[x.dtype],
-        formats[0],
-        formats[-2],
-        formats[-1],
-        native.ACTIVATIONS[activation],
-        torch.get_num_threads(),
-        limit,
-        gain,
-    )
-    _make(call, x, y, weight, chosen, *matrices, *biases)
-    return y
-
-
-def _fake_experts(x: Tensor, w: Any, c: Any, m: Any, f: Any, b: Any, a: Any, limit: Any, gain: Any) -> Tensor:
-    return x.new_empty(x.shape)
-
-
 def _expand(blocks: Tensor, format: int, out: Tensor) -> None:
     rows, width = out.shape
     _make(native.Expand(blocks.data_ptr(), out.data_ptr(), rows, width, format, torch.get_num_threads()), blocks, out)
@@ -342,15 +266,6 @@ _run_normed = _operator(
     _fake_normed,
 )
 _run_keep = _operator("keep(Tensor x, Tensor(a!) store, Tensor? slots, int first) -> ()", _keep, _fake_keep)
-_run_choose = _operator(
-    "choose(Tensor logits, int top_k, bool normalize) -> (Tensor, Tensor, Tensor)", _choose, _fake_choose
-)
-_run_experts = _operator(
-    "experts(Tensor x, Tensor weight, Tensor chosen, Tensor[] matrices, int[] formats, Tensor?[] biases, "
-    "str activation, float limit, float gain) -> Tensor",
-    _experts,
-    _fake_experts,
-)
 _run_expand = _operator("expand(Tensor blocks, int format, Tensor(a!) out) -> ()", _expand, _fake_expand)
 
 
@@ -430,40 +345,6 @@ def added(x: Tensor, residual: Tensor) -> Tensor:
         return residual + x
     x = x if _outer(x) is not None else x.contiguous()
     return _run_normed(x, None, None, 0, 0.0, residual.contiguous())
-
-
-def choose(logits: Tensor, top_k: int, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a router's logits [N, E] every expert's share, their softmax in float32 [N, E]; the weights [N, K] of the best
-    `top_k`, the largest first, of those that are alike the first, float32; and which they are [N, K].
-
-    normalize  weights are made to sum to one
-    """
-    return _run_choose(logits.contiguous(), top_k, normalize)
-
-
-def experts(
-    x: Tensor,
-    weight: Tensor,
-    chosen: Tensor,
-    matrices: Sequence[Tensor],
-    formats: Sequence[int],
-    biases: Sequence[Tensor | None],
-    activation: str,
-    limit: float = 0.0,
-    gain: float = 0.0,
-) -> Tensor:
-    """Σ_k weight_k · expert_k(x), [N, D], of few tokens x [N, D], their weights, float32 [N, K], and chosen experts
-    [N, K]; what is no expert's number counts for none.
-
-    matrices    of all experts, (gate,) up and down, [E, out, ...] rows as their `formats` store them
-    biases      [E, out] each or None
-    activation  an expert is down(act(gate(x)) · up(x)), or down(act(up(x))); "clamped", of gate g and up u: down of
-                g' · σ(gain · g') · (u' + 1), g' not above `limit`, u' within it
-
-    x and biases are of one type, float32 or bfloat16; so are matrices of floats.
-    """
-    x, weight, chosen = x.contiguous(), weight.contiguous(), chosen.contiguous()
-    return _run_experts(x, weight, chosen, matrices, formats, biases, activation, limit, gain)
 
 
 def expand(blocks: Tensor, format: int, out: Tensor) -> None:

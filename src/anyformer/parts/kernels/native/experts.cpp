@@ -116,22 +116,22 @@ void experts(const Experts& it) {
 
     const Norm plain{it.x, nullptr, nullptr, it.width, it.type, NO_NORM, 0};
     const Stacked gate{it.gate, it.gate_bias, F, it.width, it.type}, up{it.up, it.up_bias, F, it.width, it.type};
-    const auto inputs = ready(it.up_format, plain, count, rows.data());
-    const auto other = it.gate && it.gate_format != it.up_format ? ready(it.gate_format, plain, count, rows.data())
-                                                                 : nullptr;
+    const auto inward = ready(it.up_format, plain, count, rows.data());
+    const bool alike = !it.gate || it.gate_format == it.up_format;
+    const auto gating = alike ? nullptr : ready(it.gate_format, plain, count, rows.data());
     std::vector<float> gates(it.gate ? count * F : 0), hidden(count * F);
     parallel(F, threads, [&](int64_t first, int64_t last) {
-        if (it.gate) multiply(other ? *other : *inputs, gate, groups, {first, last}, gates.data());
-        multiply(*inputs, up, groups, {first, last}, hidden.data());
+        if (it.gate) multiply(alike ? *inward : *gating, gate, groups, {first, last}, gates.data());
+        multiply(*inward, up, groups, {first, last}, hidden.data());
         for (int64_t p = 0; p < count; p++)
             between(it, it.gate ? &gates[p * F + first] : nullptr, &hidden[p * F + first], last - first);
     });
 
     const Stacked down{it.down, it.down_bias, it.width, F, it.type};
-    const auto between_them = ready(it.down_format, {hidden.data(), nullptr, nullptr, F, FLOAT32, NO_NORM, 0}, count);
+    const auto outward = ready(it.down_format, {hidden.data(), nullptr, nullptr, F, FLOAT32, NO_NORM, 0}, count);
     std::vector<float> made(count * it.width), sums(it.rows * it.width);
     parallel(it.width, threads, [&](int64_t first, int64_t last) {
-        multiply(*between_them, down, groups, {first, last}, made.data());
+        multiply(*outward, down, groups, {first, last}, made.data());
         for (int64_t p = 0; p < count; p++) {
             float* sum = &sums[pairs[p].row * it.width];
             for (int64_t c = first; c < last; c++) sum[c] += pairs[p].weight * made[p * it.width + c];

@@ -96,7 +96,7 @@ struct Experts {
     void* y;                // [rows, width]
     const float* weight;    // [rows, top_k]
     const int64_t* chosen;  // [rows, top_k]; what is no expert's number, none
-    const void *gate, *up, *down;                 // [experts, hidden, width], the first may be null; [experts, width, hidden]
+    const void *gate, *up, *down;                 // [experts, out, in], as their formats store a row; the first may be null
     const void *gate_bias, *up_bias, *down_bias;  // [experts, out], of x's type, or null
     int64_t rows, top_k, experts, width, hidden;
     int32_t type, gate_format, up_format, down_format, activation, threads;
