@@ -104,6 +104,11 @@ def _aim(call: Any, plan: Plan) -> None:
         call.first = plan.start % plan.ring if plan.how == "ring" else plan.start
 
 
+#: What a recording takes note of, and what leaves nothing to note.
+_PLAIN = {"aten::new_empty", "aten::empty"}
+_PLAIN |= {structure.function.replace("_", "::", 1) for structure in loading.STRUCTURES}  # type: ignore[attr-defined]
+
+
 class _OnlyNative(TorchDispatchMode):
     """Sees every operation of torch; `others` are those that a recording would leave out."""
 
@@ -117,7 +122,7 @@ class _OnlyNative(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        plain = func.is_view or func.namespace == "anyformer" or func._schema.name in ("aten::new_empty", "aten::empty")
+        plain = func.is_view or func._schema.name in _PLAIN
         if not plain:
             self.others.add(func._schema.name)
         return func(*args, **(kwargs or {}))

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, pairwise, zip_longest
 from typing import Any, Literal
 
@@ -343,6 +344,12 @@ class Visible:
             self._dense = self.mask.allows(self.q, self.k)[:, None]
         return self._dense
 
+    @cached_property
+    def spans(self) -> tuple[Tensor, Tensor] | None:
+        """int32 [B or 1, T] twice: query t sees the keys first[t] to last[t] - 1 and no others. None where the host
+        does not know that each sees one span."""
+        return _spans(self)
+
     def added(self, bias: Bias | None, dtype: torch.dtype) -> Tensor:
         """What to add to the scores, [B or 1, H or 1, T, S]: the bias where a key is visible, -inf where not.
 
@@ -452,6 +459,40 @@ def _reach(leaves: list[Mask]) -> tuple[int | None, int | None]:
     right = [leaf.right for leaf in leaves if isinstance(leaf, Window) and leaf.right is not None]
     right += [1 for leaf in leaves if isinstance(leaf, Causal)]
     return min(left, default=None), min(right, default=None)
+
+
+def _spans(visible: Visible) -> tuple[Tensor, Tensor] | None:
+    q, k = visible.q, visible.k
+    if visible.form == "documents":
+        return _spans_of_documents(visible)
+    needed = [leaf for leaf in conjuncts(visible.mask) if not _always_true(leaf, q, k)]
+    if not all(isinstance(leaf, Causal | Window) for leaf in needed):
+        return None
+    if needed and (q.start is None or k.start is None):
+        return None
+    left, right = _reach(needed)
+    at = torch.arange(q.length, dtype=torch.int32, device=q.device)[None] + ((q.start or 0) - (k.start or 0))
+    nothing = torch.zeros_like(at)
+    first = nothing if left is None else (at - (left - 1)).clamp(0, k.length)
+    last = nothing + k.length if right is None else (at + right).clamp(0, k.length)
+    return first, last
+
+
+def _spans_of_documents(visible: Visible) -> tuple[Tensor, Tensor] | None:
+    """Those of each document, moved to where its keys begin in their row."""
+    T, S = visible.q.length, visible.k.length
+    edges: list[tuple[Tensor, Tensor]] = []
+    of_queries = of_keys = 0
+    for length, part in visible.parts:
+        spans = part.spans
+        if spans is None:
+            return None
+        begin = of_keys - of_queries // T * S
+        if length:
+            edges.append((spans[0][0] + begin, spans[1][0] + begin))
+        of_queries, of_keys = of_queries + length, of_keys + part.k.length
+    first, last = (torch.cat(side).view(-1, T) for side in zip(*edges, strict=True))
+    return first, last
 
 
 class Bias:

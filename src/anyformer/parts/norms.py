@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyformer import spec
-from anyformer.parts.kernels import native
+from anyformer.parts.kernels import native, rows
 from anyformer.parts.kernels.native.loading import LAYER, OFFSET, RMS
 
 
@@ -35,17 +35,29 @@ class Norm(nn.Module):
         """residual + norm(x), in one operation where the native kernel serves."""
         if native.few(x) and self.fits(x):
             return native.normed(x, self, residual)
-        return self.plain(x) if residual is None else residual + self.plain(x)
+        y = self._over_rows(x)
+        return y if residual is None else residual + y
+
+    def _over_rows(self, x: Tensor) -> Tensor:
+        weight = self._parameters["weight"]
+        own = [x] if weight is None else [x, weight]
+        # torch has a kernel of its own for the norm with a mean, as fast as ours.
+        if self.rms and self._parameters["bias"] is None and x.dtype == torch.float32 and rows.serves(*own):
+            return rows.normed(x, weight, self.kind, self.eps, self._plain)
+        return self.plain(x)
 
     def plain(self, x: Tensor) -> Tensor:
         """The norm in torch's operations."""
+        return self._plain(x, self.weight, self.bias)
+
+    def _plain(self, x: Tensor, weight: Tensor | None, bias: Tensor | None = None) -> Tensor:
         if not self.unit_offset:
-            return self._normalize(x, self.weight, self.bias)
-        assert self.weight is not None
+            return self._normalize(x, weight, bias)
+        assert weight is not None
         # At least float32: 1 + w would lose most of a bfloat16 w.
         wide = torch.promote_types(x.dtype, torch.float32)
-        bias = None if self.bias is None else self.bias.to(wide)
-        return self._normalize(x.to(wide), 1 + self.weight.to(wide), bias).to(x.dtype)
+        bias = None if bias is None else bias.to(wide)
+        return self._normalize(x.to(wide), 1 + weight.to(wide), bias).to(x.dtype)
 
     def _normalize(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         # Under autocast what comes in is narrower than the weights.

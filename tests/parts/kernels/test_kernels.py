@@ -90,14 +90,14 @@ def test_every_kernel_is_the_reference_forward_and_backward(
     bucket tables; the kernel that is chosen when none is named included."""
     monkeypatch.setattr(banded, "SMALLEST", 2)
     monkeypatch.setattr(products, "BLOCK", 4)
-    served = dict.fromkeys(["banded", "products", "sdpa", "online", "chosen"], 0)
+    served = dict.fromkeys(["spans", "banded", "products", "sdpa", "online", "chosen"], 0)
     for seed in range(40 if dtype == torch.float64 else 24):
         draw = random.Random(f"{layout} {dtype} {seed}")
         case = draw_case(draw, layout, dtype, most=draw.choice([9, 9, 24]), wide=seed % 2 == 0)
         wanted = case.outcome(reference.attend)
         assert all(x.isfinite().all() for x in wanted)
         contenders: dict[str, Any] = {"online": tiny_online, "chosen": kernels.attend}
-        for name in ("banded", "products", "sdpa"):
+        for name in ("spans", "banded", "products", "sdpa"):
             if KERNELS[name].limits(case.q, case.k, case.visible, case.scores) is None:
                 contenders[name] = KERNELS[name].attend
         for name, attend in contenders.items():
@@ -219,7 +219,7 @@ def test_a_named_kernel_serves_or_says_why_not() -> None:
         assert (use.served, use.refused) == (1, {"it has no soft cap"})
     assert torch.equal(out, reference.attend(q, q, q, visible, capped))
     with (
-        pytest.raises(KernelError, match="no attention kernel is called 'quick'; there are auto, few, banded"),
+        pytest.raises(KernelError, match="no attention kernel is called 'quick'; there are auto, few, spans, banded"),
         kernels.use("quick"),
     ):
         pass
@@ -241,7 +241,7 @@ def test_the_choice_ends_with_its_block() -> None:
         with pytest.raises(ZeroDivisionError), kernels.use("reference"):
             raise ZeroDivisionError
         kernels.attend(q, q, q, visible, Scores(1.0))
-    assert asked == ["reference", "online", "sdpa", "sdpa"]
+    assert asked == ["reference", "online", "spans", "spans"]
 
 
 def test_large_matrices_go_to_tiles_where_nothing_else_serves(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from anyformer.errors import KernelError
-from anyformer.parts.kernels import banded, documents, few, flex, online, products, reference, sdpa, wide
+from anyformer.parts.kernels import banded, documents, few, flex, native, online, products, reference, sdpa, spans, wide
 from anyformer.parts.kernels.int8_rows import Int8Rows, numbers
 from anyformer.parts.kernels.scores import Scores
 from anyformer.parts.masks import Visible
@@ -22,6 +22,7 @@ from anyformer.parts.masks import Visible
 #: By name, in the order in which `auto` asks them.
 KERNELS: dict[str, ModuleType] = {
     "few": few,
+    "spans": spans,
     "banded": banded,
     "products": products,
     "sdpa": sdpa,
@@ -77,18 +78,28 @@ def attend(q: Tensor, k: Tensor | Int8Rows, v: Tensor | Int8Rows, visible: Visib
     if _chosen is None and wide.pays(q) and not few.pays(q):
         with torch.autocast("cpu", enabled=False):
             return attend(q.float(), k.float(), v.float(), visible, scores).to(q.dtype)
-    if visible.form == "documents":
+    if visible.form == "documents" and not _by_spans(q, k, visible, scores):
         return documents.attend(q, k, v, visible, lambda q, k, v, part: attend(q, k, v, part, scores))
     return _kernel(q, k, visible, scores).attend(q, k, v, visible, scores)
 
 
 def prepare(visible: Visible, scores: Scores, dtype: torch.dtype) -> None:
     """Make now what `attend`, on queries of `dtype`, would make and leave in `visible` for later layers to find."""
+    widened = dtype == torch.bfloat16 and not native.narrow_pays()
+    if spans.refuses(torch.float32 if widened else dtype, visible, scores) is None:
+        return
     if visible.form == "documents":
         for _, part in documents.layout(visible).groups:
             prepare(part, scores, dtype)
     if scores.bias is not None and visible.form not in ("documents", "band"):
         visible.added(scores.bias, sdpa.width_of_bias(dtype, visible.q.position.device))
+
+
+def _by_spans(q: Tensor, k: Tensor, visible: Visible, scores: Scores) -> bool:
+    """Whether the kernel of spans serves."""
+    if _chosen is not None and _chosen.kernel is not spans:
+        return False
+    return spans.limits(q, k, visible, scores) is None and (_chosen is not None or spans.pays(q, k))
 
 
 def _kernel(q: Tensor, k: Tensor, visible: Visible, scores: Scores) -> ModuleType:
@@ -105,6 +116,8 @@ def _kernel(q: Tensor, k: Tensor, visible: Visible, scores: Scores) -> ModuleTyp
         return reference
     if few.pays(q) and few.limits(q, k, visible, scores) is None:
         return few
+    if _by_spans(q, k, visible, scores):
+        return spans
     if visible.form == "band" and banded.limits(q, k, visible, scores) is None:
         return banded
     if products.pays(q, k, scores) and products.limits(q, k, visible, scores) is None:

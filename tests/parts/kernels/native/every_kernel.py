@@ -16,6 +16,7 @@ from anyformer import spec
 from anyformer.parts.blocks import FORMATS
 from anyformer.parts.kernels.int8_rows import Int8Rows, quantized
 from anyformer.parts.kernels.native import building, calls, loading, mixtures
+from anyformer.parts.kernels.native import many as calls_of_many
 from anyformer.parts.norms import Norm
 
 
@@ -98,6 +99,25 @@ def heads(dtype: torch.dtype) -> None:
         calls.keep(x, store, torch.randint(-1, T + 2, (B, T)), 0)
 
 
+def many_rows() -> None:
+    """Attention over spans of the keys, some of them empty, RMS norms and activations of both types, each with its
+    gradients."""
+    B, K, G, T, S, C, V = (random.randint(1, most) for most in (2, 3, 3, 90, 200, 70, 70))
+    q, k, v = (torch.randn(shape) for shape in ((B, K * G, T, C), (B, K, S, C), (B, K, S, V)))
+    first, last = torch.randint(0, S + 1, (2, random.choice([1, B]), T), dtype=torch.int32).sort(0).values
+    y, log_sums = calls_of_many.spans(q, k, v, first, last, 0.1)
+    calls_of_many.spans_back(q, k, v, y, log_sums, torch.randn(y.shape), first, last, 0.1)
+    x, weight = torch.randn(random.randint(1, 99), C), random.choice([None, torch.randn(C)])
+    kind = loading.RMS | random.choice([0, loading.OFFSET])
+    calls_of_many.norm_rows(x, weight, kind, 1e-5)
+    calls_of_many.norm_rows_back(x, weight, torch.randn(x.shape), kind, 1e-5)
+    for name in loading.ACTIVATIONS:
+        for dtype in loading.TYPES:
+            x, up, d_y = torch.randn(3, random.randint(1, 5000)).to(dtype).split(1)
+            calls_of_many.activated_rows(x, random.choice([None, up]), name)
+            calls_of_many.activated_rows_back(x, random.choice([None, up]), d_y, name)
+
+
 @torch.no_grad()
 def main(path: Path) -> None:
     library = loading.load(path)
@@ -111,6 +131,8 @@ def main(path: Path) -> None:
                 for part in (products, mixture, attention, heads):
                     print(name, turn, part.__name__, file=sys.stderr)
                     part(dtype)
+                print(name, turn, many_rows.__name__, file=sys.stderr)
+                many_rows()
     print("sound")
 
 

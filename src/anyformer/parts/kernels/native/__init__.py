@@ -1,4 +1,4 @@
-"""Native kernels: what decides the speed of inference on CPUs.
+"""Native kernels: what decides the speed on CPUs.
 
     linear      residual + act(norm(x) Wᵀ + b) for few rows x, from a matrix in any format
     attention   few queries over many keys
@@ -9,9 +9,12 @@
     experts     the weighted sum of what a token's experts make of it
     keep        new keys and values into their slots of a cache
     expand      a matrix in blocks as numbers, for products of many rows
+    spans       many queries, each over one span of the keys, and the gradients
+    norm_rows, activated_rows
+                what stands between the products of many rows, and the gradients
 
 They are compiled when the package is installed (`building.py`). Where there was no compiler everything runs on plain
-torch, and `library` says so once. torch sees them as its own operators (`calls.py`, `mixtures.py`).
+torch, and `library` says so once. torch sees them as its own operators (`calls.py`, `mixtures.py`, `many.py`).
 """
 
 from __future__ import annotations
@@ -30,6 +33,14 @@ from anyformer.parts.kernels.native.calls import (
     strides_of,
 )
 from anyformer.parts.kernels.native.loading import KEPT, TYPES, library, narrow_pays
+from anyformer.parts.kernels.native.many import (
+    activated_rows,
+    activated_rows_back,
+    norm_rows,
+    norm_rows_back,
+    spans,
+    spans_back,
+)
 from anyformer.parts.kernels.native.mixtures import choose, experts
 
 #: Up to so many rows a product is ours: it reads weights faster than others, and takes in what stands around it.
@@ -58,6 +69,8 @@ __all__ = [
     "FEW",
     "KEPT",
     "TYPES",
+    "activated_rows",
+    "activated_rows_back",
     "added",
     "attention",
     "choose",
@@ -69,7 +82,11 @@ __all__ = [
     "library",
     "linear",
     "narrow_pays",
+    "norm_rows",
+    "norm_rows_back",
     "normed",
     "rotary",
+    "spans",
+    "spans_back",
     "strides_of",
 ]

@@ -22,7 +22,17 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent
 #: Compiled once an instruction set, in a namespace of its name; everything else once.
-KERNELS = ("kernels.cpp", "products.cpp", "linear.cpp", "experts.cpp", "attention.cpp", "rotary.cpp", "stream.cpp")
+KERNELS = (
+    "kernels.cpp",
+    "products.cpp",
+    "linear.cpp",
+    "experts.cpp",
+    "attention.cpp",
+    "rotary.cpp",
+    "stream.cpp",
+    "spans.cpp",
+    "rows.cpp",
+)
 COMMON = ("library.cpp", "threads.cpp")
 #: The least first: of a function that several of them share (one of the standard library's templates) the linker keeps
 #: the first, which every machine can run.

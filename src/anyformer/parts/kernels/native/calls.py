@@ -45,11 +45,15 @@ def _operator(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) ->
 
 def _make(call: Any, *tensors: Tensor | None) -> None:
     """Make a call; on a tape, note it with the tensors that it reads and writes."""
+    _make_once(call)
+    if (noted := tape.running()) is not None:
+        noted.append(tape.Note(call, tensors))
+
+
+def _make_once(call: Any) -> None:
     library = native.library()
     assert library is not None
     tape.check(getattr(library, call.function)(byref(call)))
-    if (noted := tape.running()) is not None:
-        noted.append(tape.Note(call, tensors))
 
 
 def _address(tensor: Tensor | None) -> int | None:

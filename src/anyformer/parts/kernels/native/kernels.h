@@ -103,6 +103,50 @@ struct Experts {
     float limit, gain;
 };
 
+// softmax(scale · q kᵀ) v of many queries, each over one span of the keys; with d_y, its gradients. All in float32.
+struct Spans {
+    const float* q;    // [B, H, T, C]
+    const float* k;    // [B, K, S, C]
+    const float* v;    // [B, K, S, V]
+    float* y;          // [B, T, H, V]
+    float* log_sums;   // [B, T, H]: the logarithm of the sum of exp(score); 0 where nothing is seen
+    const int32_t* first;  // [B or 1, T]: query t sees the keys first[t] .. last[t] - 1
+    const int32_t* last;
+    const float* d_y;  // [B, H, T, V], or null: only y and log_sums are made
+    float* d_q;        // [B, T, H, C]
+    float* d_k;        // [B, S, K, C]
+    float* d_v;        // [B, S, K, V]
+    int64_t B, H, K, T, S, C, V, span_stride;
+    int64_t q_strides[3], k_strides[3], v_strides[3], d_y_strides[3];
+    int32_t threads;
+    float scale;
+};
+
+// y = x / √(mean(x²) + eps) · w of many rows; with d_y, the gradients instead. All in float32.
+struct NormRows {
+    const float* x;       // [rows, width]
+    const float* weight;  // [width] or null
+    float* y;
+    const float* d_y;     // or null: only y is made
+    float* d_x;
+    float* d_weight;      // [width]
+    int64_t rows, width;
+    int32_t norm_kind, threads;  // RMS, and OFFSET or not
+    float eps;
+};
+
+// y = act(x) · up, or act(x) alone, of `count` numbers of `type`; with d_y, the gradients instead.
+struct ActivatedRows {
+    const void* x;
+    const void* up;  // or null
+    void* y;
+    const void* d_y; // or null: only y is made
+    void* d_x;
+    void* d_up;      // null where `up` is
+    int64_t count;
+    int32_t type, activation, threads;
+};
+
 enum Kind : int32_t { LINEAR, ATTENTION, ROTARY, NORMED, KEEP, EXPAND, CHOOSE, EXPERTS };
 
 // A call that can be made again.
@@ -121,4 +165,7 @@ struct Kernels {
     void (*expand)(const Expand&);
     void (*choose)(const Choose&);
     void (*experts)(const Experts&);
+    void (*spans)(const Spans&);
+    void (*norm_rows)(const NormRows&);
+    void (*activated_rows)(const ActivatedRows&);
 };

@@ -105,6 +105,9 @@ EXPORT int anyformer_keep(const Keep* it) { return run(kernels().keep, it); }
 EXPORT int anyformer_expand(const Expand* it) { return run(kernels().expand, it); }
 EXPORT int anyformer_choose(const Choose* it) { return run(kernels().choose, it); }
 EXPORT int anyformer_experts(const Experts* it) { return run(kernels().experts, it); }
+EXPORT int anyformer_spans(const Spans* it) { return run(kernels().spans, it); }
+EXPORT int anyformer_norm_rows(const NormRows* it) { return run(kernels().norm_rows, it); }
+EXPORT int anyformer_activated_rows(const ActivatedRows* it) { return run(kernels().activated_rows, it); }
 
 // Make calls again, in their order.
 EXPORT int anyformer_replay(const Call* calls, int64_t count) {

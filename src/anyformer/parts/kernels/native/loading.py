@@ -126,13 +126,52 @@ class Experts(ctypes.Structure):
     )
 
 
+class Spans(ctypes.Structure):
+    """`struct Spans` of kernels.h."""
+
+    function = "anyformer_spans"
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("q", "k", "v", "y", "log_sums", "first", "last", "d_y", "d_q", "d_k", "d_v")),
+        *((name, _I64) for name in ("B", "H", "K", "T", "S", "C", "V", "span_stride")),
+        *((name, _I64 * 3) for name in ("q_strides", "k_strides", "v_strides", "d_y_strides")),
+        ("threads", _I32),
+        ("scale", _F32),
+    )
+
+
+class NormRows(ctypes.Structure):
+    """`struct NormRows` of kernels.h."""
+
+    function = "anyformer_norm_rows"
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("x", "weight", "y", "d_y", "d_x", "d_weight")),
+        *((name, _I64) for name in ("rows", "width")),
+        *((name, _I32) for name in ("norm_kind", "threads")),
+        ("eps", _F32),
+    )
+
+
+class ActivatedRows(ctypes.Structure):
+    """`struct ActivatedRows` of kernels.h."""
+
+    function = "anyformer_activated_rows"
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("x", "up", "y", "d_y", "d_x", "d_up")),
+        ("count", _I64),
+        *((name, _I32) for name in ("type", "activation", "threads")),
+    )
+
+
 class Call(ctypes.Structure):
     """`struct Call` of kernels.h."""
 
     _fields_ = (("kind", _I32), ("it", _POINTER))
 
 
-#: In the order of `enum Kind`.
+#: Of calls that can be made again, in the order of `enum Kind`.
 STRUCTURES: tuple[type[ctypes.Structure], ...] = (
     Linear,
     Attention,
@@ -143,12 +182,14 @@ STRUCTURES: tuple[type[ctypes.Structure], ...] = (
     Choose,
     Experts,
 )
+#: Of those for many rows.
+OF_MANY_ROWS: tuple[type[ctypes.Structure], ...] = (Spans, NormRows, ActivatedRows)
 
 
 def load(path: Path) -> ctypes.CDLL:
     """The library in a file, its functions described."""
     found = ctypes.CDLL(str(path))
-    for structure in STRUCTURES:
+    for structure in (*STRUCTURES, *OF_MANY_ROWS):
         function = getattr(found, str(structure.function))
         function.argtypes, function.restype = (ctypes.POINTER(structure),), _I32
     found.anyformer_replay.argtypes, found.anyformer_replay.restype = (ctypes.POINTER(Call), _I64), _I32

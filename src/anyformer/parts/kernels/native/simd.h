@@ -34,7 +34,7 @@ template <class V> inline V read(const void* from) {
 
 template <class V> inline void write(void* to, V v) { std::memcpy(to, &v, sizeof v); }
 
-inline Vec all(float x) { return Vec{} + x; }
+inline Vec all(float x) { return x - Vec{}; }  // x + 0 would have to be computed, for -0
 
 #if defined(__AVX2__)
 // Its lanes added up to four.
@@ -151,6 +151,12 @@ inline void read_bf16(const uint16_t* from, Vec& even, Vec& odd) {
 inline Vec widened(const void* from, int64_t at, int type) {
     if (type == 0) return read<Vec>(static_cast<const float*>(from) + at);
     return (Vec)(__builtin_convertvector(read<Shorts>(static_cast<const uint16_t*>(from) + at), Bits) << 16);
+}
+
+// LANES numbers in bfloat16: to the nearest, ties to even; NaN stays NaN.
+inline Shorts narrowed(Vec v) {
+    const Bits bits = (Bits)v, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return __builtin_convertvector(v == v ? rounded : (bits >> 16) | 0x40, Shorts);
 }
 
 // LANES integers of 8 bits, each as a number. GCC makes a slow sequence of the conversion where it is not told how.
