@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from anyformer import spec
 from anyformer.parts.cache import LayerCache
 from anyformer.parts.context import Context
-from anyformer.parts.feedforward import ACTIVATIONS, FeedForward
+from anyformer.parts.feedforward import FeedForward, activated
 from anyformer.parts.kernels import native
 from anyformer.parts.kernels.wide import product_dtype
 from anyformer.parts.linear import Linear, Matrix
@@ -49,7 +49,7 @@ class Experts(nn.Module):
         own = [name for name in shapes if "." not in name]
         for name in dict.fromkeys((*experts.STACKED, *own)):
             self.register_parameter(name, nn.Parameter(torch.empty(shapes[name])) if name in shapes else None)
-        self.kind, self.activation = experts.activation, ACTIVATIONS[experts.activation]
+        self.kind = experts.activation
         self.shared: FeedForward | None = None
         self.shared_gate: nn.Linear | None = None
         if experts.shared_hidden is not None:
@@ -86,7 +86,7 @@ class Experts(nn.Module):
 
     def activate(self, up: Tensor, gate: Tensor | None) -> Tensor:
         """What an expert makes, between its matrices, of the products with `up` and `gate`, [..., F]."""
-        return self.activation(up) if gate is None else self.activation(gate) * up
+        return activated(self.kind, up) if gate is None else activated(self.kind, gate, up)
 
     def native_activation(self) -> tuple[str, float, float] | None:
         """What the native kernel calls `activate`, its limit and its gain; None where it has no name for it."""

@@ -5,7 +5,7 @@
     stream      4·n·D   a branch's norm keeps its input
     norm          n·D·w   the product keeps its own: the normalised stream
     attention   n·(2·H + 2·K)·C·w    queries, keys, values, and what comes of them; 4·n·H of softmax's sums
-    feed-forward    4·n·F·w          gate, its activation, up, their product
+    feed-forward    3·n·F·w          gate, up, their product; on accelerators the gate's activation as well
 
 Norms, the stream and losses are float32 whatever products are.
 """
@@ -91,13 +91,11 @@ def _branch_bytes(branch: Branch, dim: int, source_dim: int | None, step: Pass, 
 
 
 def norm_bytes(norm: Norm | None, dim: int, step: Pass) -> int:
-    """Its input and its statistics; and of an RMS norm of several operations, what it is before the weight."""
+    """Its input, and its statistics where they are not made again (`parts/kernels/rows.py`)."""
     if norm is None:
         return 0
-    whole = step.count * dim * WIDE
-    if norm.kind == "layer":
-        return whole + 2 * step.count * WIDE
-    return whole * (1 if step.fused or not norm.weight else 2) + step.count * WIDE
+    statistics = 2 if norm.kind == "layer" else int(step.fused)
+    return step.count * (dim + statistics) * WIDE
 
 
 def mask_bytes(rate: float, numbers: int, width: int, step: Pass) -> int:
@@ -115,26 +113,37 @@ def mixer_bytes(mixer: Mixer, dim: int, source_dim: int | None, step: Pass) -> i
         case RoutedExperts():
             return _experts_bytes(mixer, dim, step)
         case _:
-            # A family's own: what each of its matrices gives, but for the last, which goes into the stream; and where
-            # it attends, its values are of another width than its keys, which no kernel takes that keeps no scores.
-            outputs = [shape[0] for shape in mixer.shapes(dim, source_dim).values() if len(shape) == 2]
-            scores = step.rows * getattr(mixer, "heads", 0) * step.tokens**2 * WIDE
-            return (step.count * sum(outputs[:-1]) * step.width + scores) // step.tensor
+            # A family's own: what each of its matrices gives, but for the last, which goes into the stream, and what
+            # the last reads. Where it attends, its values are of another width than its keys: only the CPU's kernel of
+            # spans takes such and keeps no scores.
+            matrices = [shape for shape in mixer.shapes(dim, source_dim).values() if len(shape) == 2]
+            widths = [shape[0] for shape in matrices[:-1]] + [matrices[-1][1]]
+            again = not step.fused and step.width == WIDE
+            scores = 0 if again else step.rows * getattr(mixer, "heads", 0) * step.tokens**2 * WIDE
+            return (step.count * sum(widths) * step.width + scores) // step.tensor
 
 
 def _attention_bytes(attention: Attention, step: Pass) -> int:
     n, C = step.count, attention.head_dim
     seen = step.rows * step.source if attention.source == "cross" else n
     queries, keys = n * attention.heads * C, seen * attention.kv_heads * C
-    blocks = _blocks(attention, step)
-    # Packed documents, or blocks of a window, are attended to apart, and what comes of it is laid side by side.
-    outputs = 1 + step.packed + (blocks > 1)
+    # Packed documents, or blocks of a window, are attended to apart, and what comes of it is laid side by side, but
+    # where one kernel takes them all.
+    blocks = 1 if _over_spans(attention, step) else _blocks(attention, step)
+    outputs = 1 if _over_spans(attention, step) else 1 + step.packed + (blocks > 1)
     kept = (queries * (1 + outputs) + 2 * keys * blocks) * step.width + n * attention.heads * WIDE
     norm = attention.query_key_norm
     if norm is not None:
-        copies = 2 if norm.kind == "rms" and norm.weight and not step.fused else 1
-        kept += copies * (queries + keys) * WIDE
+        kept += (queries + keys) * WIDE
     return (kept + step.rows * attention.heads * _score_bytes(attention, step)) // step.tensor
+
+
+def _over_spans(attention: Attention, step: Pass) -> bool:
+    """Whether `parts/kernels/spans.py` serves, on CPUs in float32."""
+    shared = step.relative and attention.source == "self"
+    added = shared or isinstance(attention.position, Alibi | RelativeBuckets)
+    plain = attention.soft_cap is None and not attention.sinks and not attention.dropout
+    return plain and not added and not step.fused and step.width == WIDE
 
 
 def _blocks(attention: Attention, step: Pass) -> int:
@@ -165,15 +174,22 @@ def _score_bytes(attention: Attention, step: Pass) -> int:
 
 def _feed_forward_bytes(feed_forward: FeedForward, step: Pass) -> int:
     between = step.count * feed_forward.hidden
-    copies = (3 if feed_forward.gated else 1) + (feed_forward.activation not in BY_OUTPUT)
+    copies = _copies(feed_forward.gated, feed_forward.activation, step)
     return (copies * between * step.width + mask_bytes(feed_forward.dropout, between, step.width, step)) // step.tensor
+
+
+def _copies(gated: bool, activation: str, step: Pass) -> int:
+    """How many tensors between two matrices are kept."""
+    if gated:
+        return 3 if not step.fused else 3 + (activation not in BY_OUTPUT)
+    return 1 + (activation not in BY_OUTPUT)
 
 
 def _experts_bytes(experts: RoutedExperts, dim: int, step: Pass) -> int:
     """Each token stands there once for every expert that it goes to: as it comes, between the matrices, and twice as it
     leaves, before and after its weight."""
     chosen = step.count * experts.top_k
-    copies = (3 if experts.gated else 1) + (experts.activation not in BY_OUTPUT)
+    copies = _copies(experts.gated, experts.activation, step)
     kept = chosen * (3 * dim + copies * experts.hidden) * step.width + step.count * experts.experts * WIDE
     if experts.shared_hidden is not None:
         kept += step.count * copies * experts.shared_hidden * step.width
