@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import accumulate
+from math import ceil
 from typing import Any
 
 import torch
@@ -13,7 +15,8 @@ from torch.autograd.function import once_differentiable
 from anyformer import spec
 from anyformer.errors import InputError
 from anyformer.parts.feedforward import ACTIVATIONS
-from anyformer.parts.linear import Linear
+from anyformer.parts.kernels import wide
+from anyformer.parts.linear import Linear, many
 from anyformer.parts.masks import Tokens
 from anyformer.parts.norms import Norm
 
@@ -40,7 +43,15 @@ class Head(nn.Module):
     z_loss: float = 0.0
 
     def forward(self, hidden: Tensor, tokens: Tokens) -> Tensor:
-        raise NotImplementedError
+        return self.finish(self.output(self.read(hidden, tokens)))
+
+    def read(self, hidden: Tensor, tokens: Tokens) -> Tensor:
+        """What `output` reads."""
+        return hidden
+
+    def finish(self, logits: Tensor) -> Tensor:
+        """What becomes of what `output` gives."""
+        return logits
 
     def loss(self, hidden: Tensor, tokens: Tokens, targets: Tensor) -> tuple[Tensor, Tensor]:
         """(summed cross-entropy in nats, float32; number of targets). Where all logits would be more than
@@ -48,7 +59,7 @@ class Head(nn.Module):
         if isinstance(self, SequenceClassificationHead):
             logits = self(hidden, tokens)
             _must_be(targets, logits.shape[:1])
-            return self._cross_entropy(logits, targets), (targets != IGNORED).sum()
+            return self.cross_entropy(logits, targets), (targets != IGNORED).sum()
         _must_be(targets, hidden.shape[:2])
         rows, wanted = hidden.flatten(0, 1), targets.flatten()
         count = (wanted != IGNORED).sum()
@@ -57,20 +68,22 @@ class Head(nn.Module):
             # graph would break.
             asked = (wanted != IGNORED).nonzero()[:, 0]
             rows, wanted = rows.index_select(0, asked), wanted[asked]
-        step = max(1, LARGEST_LOGITS // self.output.out_features)
-        if len(rows) <= step:
+        chunks = ceil(len(rows) / max(1, LARGEST_LOGITS // self.output.out_features))
+        if chunks <= 1:
             return self.rows_loss(rows, tokens, wanted), count
+        step = ceil(len(rows) / chunks)
         if not torch.is_grad_enabled():
-            chunks = zip(rows.split(step), wanted.split(step))
-            return torch.stack([self.rows_loss(part, tokens, asked) for part, asked in chunks]).sum(), count
+            parts = zip(rows.split(step), wanted.split(step))
+            return torch.stack([self.rows_loss(part, tokens, asked) for part, asked in parts]).sum(), count
         learning = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return _ChunkedLoss.apply(self, tokens, wanted, step, rows, *learning), count
 
     def rows_loss(self, rows: Tensor, tokens: Tokens, targets: Tensor) -> Tensor:
         """The summed loss of rows [N, D], whose logits exist all at once."""
-        return self._cross_entropy(self(rows, tokens), targets)
+        return self.cross_entropy(self(rows, tokens), targets)
 
-    def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Of logits [N, V], summed, in float32 or more."""
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         smoothing = self.label_smoothing if self.training else 0.0
         try:
@@ -95,25 +108,72 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, head: Head, tokens: Tokens, targets: Tensor, step: int, rows: Tensor, *learning: Tensor
     ) -> Tensor:
-        wide = torch.promote_types(rows.dtype, torch.float32)
-        total = rows.new_zeros((), dtype=wide)
+        dtype = torch.promote_types(rows.dtype, torch.float32)
+        total = rows.new_zeros((), dtype=dtype)
         of_rows = torch.empty_like(rows)
-        of_learning: list[Tensor] = []
+        sums = {parameter: torch.zeros_like(parameter, dtype=dtype) for parameter in learning}
+        output, others = head.output, list(learning)
+        if _gathers(head.output, rows):
+            weight, bias = head.output.weight, head.output.bias
+            output = partial(_Gathered.apply, weight, bias, sums.get(weight), sums.get(bias))
+            others = [parameter for parameter in learning if parameter is not weight and parameter is not bias]
         for part, wanted, of_part in zip(rows.split(step), targets.split(step), of_rows.split(step)):
             part = part.detach().requires_grad_()
             with torch.enable_grad():
-                loss = head.rows_loss(part, tokens, wanted)
-            of_part[:], *found = torch.autograd.grad(loss, [part, *learning], materialize_grads=True)
-            found = [new.to(wide) for new in found]
-            of_learning = [before.add_(new) for before, new in zip(of_learning, found)] if of_learning else found
+                loss = head.cross_entropy(head.finish(output(head.read(part, tokens))), wanted)
+            of_part[:], *found = torch.autograd.grad(loss, [part, *others], materialize_grads=True)
+            for parameter, new in zip(others, found, strict=True):
+                sums[parameter] += new
             total += loss.detach()
-        ctx.save_for_backward(of_rows, *(found.to(own.dtype) for found, own in zip(of_learning, learning)))
+        ctx.save_for_backward(of_rows, *(found.to(own.dtype) for own, found in sums.items()))
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *come_back: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return None, None, None, None, *(come_back[0].to(found.dtype) * found for found in ctx.saved_tensors)
+        # The matrix of a large vocabulary is not copied where nobody comes back for what was found.
+        again = torch._C._autograd._get_current_graph_task_keep_graph()  # type: ignore[attr-defined]
+        factors = [come_back[0].to(found.dtype) for found in ctx.saved_tensors]
+        scaled = (f * found if again else found.mul_(f) for f, found in zip(factors, ctx.saved_tensors))
+        return None, None, None, None, *scaled
+
+
+def _gathers(output: nn.Module, rows: Tensor) -> bool:
+    """Whether `_Gathered` is the output's product: a plain one, whose gradients are of its own dtype."""
+    if type(output) is not Linear or output._forward_hooks or type(output.weight) is not nn.Parameter:
+        return False
+    whole = output.weight.dtype == rows.dtype and rows.dtype in (torch.float32, torch.float64)
+    return whole and (not torch.is_autocast_enabled(rows.device.type) or wide.pays(rows))
+
+
+class _Gathered(torch.autograd.Function):
+    """y = x Wᵀ + b of a chunk, whose gradients of W and b are added to those of the chunks before where these are: of a
+    large vocabulary, a matrix less to be written and read again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        bias: Tensor | None,
+        of_weight: Tensor | None,
+        of_bias: Tensor | None,
+        x: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.sums = of_weight, of_bias
+        return many(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (x, weight), (of_weight, of_bias) = ctx.saved_tensors, ctx.sums
+        with torch.autocast(dy.device.type, enabled=False):
+            dy = dy.to(weight.dtype)
+            if of_weight is not None:
+                of_weight.addmm_(dy.T, x)
+            if of_bias is not None:
+                of_bias += dy.sum(0)
+            return None, None, None, None, dy @ weight
 
 
 class LanguageModelHead(Head):
@@ -124,8 +184,10 @@ class LanguageModelHead(Head):
         self.output = Linear(dim, vocabulary, bias=head.bias)
         self.scale, self.soft_cap = head.scale, head.soft_cap
 
-    def forward(self, hidden: Tensor, tokens: Tokens) -> Tensor:
-        logits = self.output(hidden if self.scale is None else hidden * self.scale)
+    def read(self, hidden: Tensor, tokens: Tokens) -> Tensor:
+        return hidden if self.scale is None else hidden * self.scale
+
+    def finish(self, logits: Tensor) -> Tensor:
         return logits if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)
 
 
@@ -139,8 +201,8 @@ class MaskedLanguageModelHead(Head):
         self.norm = Norm(head.norm, dim)
         self.output = Linear(dim, vocabulary, bias=head.bias)
 
-    def forward(self, hidden: Tensor, tokens: Tokens) -> Tensor:
-        return self.output(self.norm(self.activation(self.dense(hidden))))
+    def read(self, hidden: Tensor, tokens: Tokens) -> Tensor:
+        return self.norm(self.activation(self.dense(hidden)))
 
 
 def pool(hidden: Tensor, tokens: Tokens, how: str) -> Tensor:
@@ -186,11 +248,11 @@ class SequenceClassificationHead(Head):
         self.output = Linear(dim, head.labels, bias=head.bias)
         self.pooling, self.dropout = head.pooling, head.dropout
 
-    def forward(self, hidden: Tensor, tokens: Tokens) -> Tensor:
+    def read(self, hidden: Tensor, tokens: Tokens) -> Tensor:
         x = pool(hidden, tokens, self.pooling)
         if self.dense is not None and self.activation is not None:
             x = self.activation(self.dense(x))
-        return self.output(F.dropout(x, self.dropout) if self.dropout and self.training else x)
+        return F.dropout(x, self.dropout) if self.dropout and self.training else x
 
 
 class TokenClassificationHead(Head):
@@ -201,8 +263,8 @@ class TokenClassificationHead(Head):
         self.output = Linear(dim, head.labels, bias=head.bias)
         self.dropout = head.dropout
 
-    def forward(self, hidden: Tensor, tokens: Tokens) -> Tensor:
-        return self.output(F.dropout(hidden, self.dropout) if self.dropout and self.training else hidden)
+    def read(self, hidden: Tensor, tokens: Tokens) -> Tensor:
+        return F.dropout(hidden, self.dropout) if self.dropout and self.training else hidden
 
 
 def build_head(model: spec.Transformer) -> Head | None:
