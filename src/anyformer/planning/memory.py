@@ -221,10 +221,13 @@ def _gathered(kinds: Iterable[Kind], step: Step) -> int:
 
 def _loss_working(spec: Transformer, step: Step) -> int:
     """Of a chunk of tokens: log-probabilities, their gradient and the logits'; then the logits' and the head's. Where
-    there are several chunks, the head's gradient so far and that of all hidden states stand beside."""
+    there are several chunks, the head's gradient so far and that of all hidden states stand beside; to the first a
+    chunk's own is added as it is made, but under autocast on accelerators."""
     if spec.head.kind not in ("language_model", "masked_language_model"):
         return 0
     n, dim, vocabulary = _pass(spec, step, "decoder").count, spec.output.dim, spec.output.embeddings.vocabulary
     chunk, matrix = min(n * vocabulary, LARGEST_LOGITS) if step.chunked_loss else n * vocabulary, vocabulary * dim
-    so_far = matrix + n * dim if n * vocabulary > chunk else 0
-    return (so_far + max(3 * chunk, chunk + matrix)) * WIDE
+    if n * vocabulary <= chunk:
+        return max(3 * chunk, chunk + matrix) * WIDE
+    own = matrix if step.fused and size_of(step.precision) < WIDE else 0
+    return (matrix + n * dim + max(3 * chunk, chunk + own)) * WIDE
