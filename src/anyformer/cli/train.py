@@ -147,5 +147,8 @@ def _tell(result: Result) -> None:
     if result.finished:
         from anyformer import checkpoints
 
-        verb = "embed" if checkpoints.open(result.directory).spec.decoder is None else "generate"
-        note(f'the model is in {result.directory}; try: anyformer {verb} {result.directory} "..."')
+        trained = checkpoints.open(result.directory).spec
+        asked = f'embed {result.directory} "..."' if trained.decoder is None else f'generate {result.directory} "..."'
+        if trained.head is not None and "classification" in trained.head.kind:
+            asked = f"evaluate {result.directory} LABELLED_TEXTS"
+        note(f"the model is in {result.directory}; try: anyformer {asked}")

@@ -141,7 +141,8 @@ def _guarded(
 
 
 def _resuming(directory: Path) -> str:
-    return f"anyformer train --resume {shlex.quote(str(directory))}"
+    command = f"anyformer train --resume {shlex.quote(str(directory))}"
+    return command if os.environ.get("WORLD_SIZE", "1") == "1" else f"{command}, under torchrun as before"
 
 
 def _claim(directory: Path, recipe: Recipe) -> None:

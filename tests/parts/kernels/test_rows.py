@@ -8,13 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anyformer import spec
-from anyformer.parts.feedforward import ACTIVATIONS, activated
+from anyformer.parts.context import Context
+from anyformer.parts.feedforward import ACTIVATIONS, FeedForward, activated
 from anyformer.parts.kernels import native, rows
 from anyformer.parts.kernels.native import building
+from anyformer.parts.masks import Tokens
 from anyformer.parts.norms import Norm
+
+GATED, CONTEXT = spec.FeedForward(hidden=8, activation="silu", gated=True), Context(Tokens(1, start=0))
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="there is no C++ compiler")
 
@@ -95,6 +99,26 @@ def test_gradients_of_gradients(gated: bool) -> None:
     pairs.append((activated(kind, x, up), plain(x) * up, [x, up]) if gated else (activated(kind, x), plain(x), [x]))
     for ours, torchs, of in pairs:
         assert all(apart(a, b) < 1e-5 for a, b in zip(twice(ours, of), twice(torchs, of), strict=True))
+
+
+def test_gradients_of_each_sample_by_themselves() -> None:
+    """torch.func goes through torch's own operations: those of a gated feed-forward and its norm for each row of a
+    batch at once are those of the rows one by one."""
+    parts = nn.ModuleDict({"norm": Norm(spec.Norm(kind="rms"), 6), "mixer": FeedForward(GATED, 6)})
+    x = torch.randn(3, 1, 6)
+
+    def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        read = torch.func.functional_call(parts["norm"], {"weight": weights["norm.weight"]}, (x,))
+        own = {name.removeprefix("mixer."): each for name, each in weights.items() if name.startswith("mixer.")}
+        return torch.func.functional_call(parts["mixer"], own, (read, CONTEXT)).square().sum()
+
+    weights = {name: parameter.detach() for name, parameter in parts.named_parameters()}
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, x)
+    for index, row in enumerate(x):
+        parts.zero_grad()
+        loss(dict(parts.named_parameters()), row).backward()
+        for name, parameter in parts.named_parameters():
+            torch.testing.assert_close(each[name][index], parameter.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_only_plain_tensors_side_by_side_are_served() -> None:

@@ -123,7 +123,7 @@ def test_it_serves_where_it_can_and_says_what_it_cannot() -> None:
         assert kernels._kernel(q, q, visible, scores) is not spans
     assert spans.limits(q.double(), q, visible, Scores(1.0)) == "it multiplies float32 on a CPU, natively"
     with torch.autocast("cpu", torch.bfloat16):
-        assert spans.limits(q, q, visible, Scores(1.0)) == "it is neither for autocast nor for compiled code"
+        assert spans.limits(q, q, visible, Scores(1.0)) == "it is not for autocast, compiled code or torch.func"
     few = q[:1, :1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: 2)

@@ -13,6 +13,11 @@ from torch import Tensor, nn
 from anyformer.parts.kernels import native
 
 
+def transformed() -> bool:
+    """Whether operations are being compiled, or batched and differentiated by torch.func, which need torch's own."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()  # type: ignore[attr-defined]
+
+
 def serves(*tensors: Tensor) -> bool:
     """Whether the native kernels are the ones for these tensors, all of one shape: plain ones on a CPU, contiguous."""
     first = tensors[0]
@@ -20,7 +25,7 @@ def serves(*tensors: Tensor) -> bool:
         all(type(x) in (Tensor, nn.Parameter) and x.dtype == first.dtype and x.is_contiguous() for x in tensors)
         and first.device.type == "cpu"
         and first.dtype in native.TYPES
-        and not torch.compiler.is_compiling()
+        and not transformed()
         and native.library() is not None
     )
 

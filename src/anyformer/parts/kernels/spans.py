@@ -12,14 +12,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from anyformer.parts.kernels import native
+from anyformer.parts.kernels.rows import transformed
 from anyformer.parts.kernels.scores import Scores
 from anyformer.parts.masks import Visible
 
 
 def limits(q: Tensor, k: Tensor, visible: Visible, scores: Scores) -> str | None:
     """What this kernel cannot do here, or None."""
-    if torch.is_autocast_enabled(q.device.type) or torch.compiler.is_compiling():
-        return "it is neither for autocast nor for compiled code"
+    if torch.is_autocast_enabled(q.device.type) or transformed():
+        return "it is not for autocast, compiled code or torch.func"
     return refuses(q.dtype, visible, scores)
 
 

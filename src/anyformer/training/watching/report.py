@@ -109,7 +109,7 @@ def facts(directory: Path) -> dict[str, Any]:
         "main": loss_chart(history),
         "charts": [drawn for drawn in small_charts(history) if drawn is not None],
         "prompts": samples(directory / "samples.jsonl"),
-        "model": describe(described, run["recipe"]["training"]["sequence_length"]) if described else None,
+        "model": describe(described, run["recipe"]["training"]["sequence_length"], "float32") if described else None,
         "recipe": _at_home(to_toml(run["recipe"])),
         "environment": run["environment"] | run.get("started", {}),
         "data": data(read_json(tokenised)) if tokenised.exists() else None,
