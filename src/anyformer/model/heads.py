@@ -16,7 +16,7 @@ from anyformer import spec
 from anyformer.errors import InputError
 from anyformer.parts.feedforward import ACTIVATIONS
 from anyformer.parts.kernels import wide
-from anyformer.parts.linear import Linear, many
+from anyformer.parts.linear import Linear, is_plain, many
 from anyformer.parts.masks import Tokens
 from anyformer.parts.norms import Norm
 
@@ -140,7 +140,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
 def _gathers(output: nn.Module, rows: Tensor) -> bool:
     """Whether `_Gathered` is the output's product: a plain one, whose gradients are of its own dtype."""
-    if type(output) is not Linear or output._forward_hooks or type(output.weight) is not nn.Parameter:
+    if not is_plain(output) or type(output.weight) is not nn.Parameter:
         return False
     whole = output.weight.dtype == rows.dtype and rows.dtype in (torch.float32, torch.float64)
     return whole and (not torch.is_autocast_enabled(rows.device.type) or wide.pays(rows))

@@ -90,7 +90,7 @@ def added(linear: nn.Module, x: Tensor, residual: Tensor | None) -> Tensor:
         return linear(x)
     if native.few(x) and residual.dtype == x.dtype and (matrix := matrix_of(linear, x.dtype)) is not None:
         return native.linear(x, matrix.data, matrix.format, matrix.bias, residual=residual)
-    if _is_plain(linear) and wide.serves(x, (linear.weight,)):
+    if is_plain(linear) and wide.serves(x, (linear.weight,)):
         return residual + wide.linears(x, (linear.weight,), (linear.bias,), residual.dtype)[0]
     return residual + linear(x)
 
@@ -100,7 +100,8 @@ def many(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return wide.linears(x, (weight,), (bias,))[0] if wide.serves(x, (weight,)) else F.linear(x, weight, bias)
 
 
-def _is_plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
+def is_plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether nobody put another in its place, or wants to be asked before or after it."""
     return type(linear) in (nn.Linear, Linear) and not linear._forward_hooks
 
 
@@ -108,7 +109,7 @@ def project(x: Tensor, linears: Sequence[nn.Module], to_attend: bool = False) ->
     """Every linear's output for x, from one product where gradients are off and the weights lie side by side. Those
     `to_attend`, which attention would widen again where products are widened, are left so."""
     # One that was replaced or hooked (an adapter, a quantised layer, a trace) wants to be asked itself.
-    plain = [linear for linear in linears if _is_plain(linear)]
+    plain = [linear for linear in linears if is_plain(linear)]
     weights = [linear.weight for linear in plain]
     if torch.is_grad_enabled() and len(plain) == len(linears) and wide.serves(x, weights):
         dtype = torch.float32 if to_attend else torch.bfloat16

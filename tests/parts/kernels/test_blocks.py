@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from anyformer.parts.blocks import FORMATS, Blocks
 from anyformer.parts.kernels import native
-from anyformer.parts.kernels.native import building
 
 library = native.library()
 if library is None:
@@ -35,16 +33,6 @@ def rounded(x: Tensor) -> Tensor:
     most = parts.abs().amax(-1, keepdim=True)
     whole = (parts * torch.where(most > 0, 127 / most, 0)).round()
     return (whole.double() * (most / 127).double()).view_as(x)
-
-
-@pytest.fixture(params=building.instruction_sets())
-def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    assert library is not None
-    best = library.anyformer_instructions()
-    if not library.anyformer_use(request.param.encode()):
-        pytest.skip(f"this machine has no {request.param}")
-    yield request.param
-    library.anyformer_use(best)
 
 
 @pytest.mark.parametrize("name", FORMATS)

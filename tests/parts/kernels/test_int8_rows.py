@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -20,19 +19,6 @@ from anyformer.parts.masks import Causal, Tokens, Valid, Window, lower
 SETS = tuple(building.instruction_sets())
 needs_library = pytest.mark.skipif(native.library() is None, reason="the native kernels are not compiled")
 WIDTHS = st.sampled_from([1, 3, 16, 31, 40, 63, 64, 65, 96, 128, 200])
-
-
-@pytest.fixture(params=SETS)
-def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set that this machine has."""
-    library = native.library()
-    if library is None:
-        pytest.skip("the native kernels are not compiled")
-    best = library.anyformer_instructions()
-    if not library.anyformer_use(request.param.encode()):
-        pytest.skip(f"this machine has no {request.param}")
-    yield request.param
-    library.anyformer_use(best)
 
 
 def packed(x: Tensor) -> Int8Rows:

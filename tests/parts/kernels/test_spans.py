@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,22 +10,10 @@ from torch import Tensor
 
 from anyformer.parts import kernels
 from anyformer.parts.kernels import KERNELS, Scores, native, reference, spans
-from anyformer.parts.kernels.native import building
 from anyformer.parts.masks import Causal, Full, Mask, Prefix, SameDocument, Tokens, Valid, Window, conjuncts, lower
 from anyformer.parts.positions import alibi_bias
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="there is no C++ compiler")
-
-
-@pytest.fixture(params=building.instruction_sets(), scope="module")
-def _instructions(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Each instruction set of this machine in turn."""
-    library: Any = native.library()
-    best = library.anyformer_instructions()
-    if not library.anyformer_use(request.param.encode()):
-        pytest.skip(f"this machine has no {request.param}")
-    yield
-    library.anyformer_use(best)
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor, first: Tensor, last: Tensor, scale: float) -> Tensor:
@@ -40,7 +25,7 @@ def attended(q: Tensor, k: Tensor, v: Tensor, first: Tensor, last: Tensor, scale
     return (scale * q @ k.mT).masked_fill(~seen, -torch.inf).softmax(-1).masked_fill(~seen, 0) @ v
 
 
-@pytest.mark.usefixtures("_instructions")
+@pytest.mark.usefixtures("instructions")
 @settings(max_examples=25, deadline=None)
 @given(
     batch=st.integers(1, 2),

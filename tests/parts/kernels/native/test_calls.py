@@ -14,24 +14,16 @@ from torch import Tensor
 from anyformer import spec
 from anyformer.parts.feedforward import ACTIVATIONS
 from anyformer.parts.kernels import native
-from anyformer.parts.kernels.native import building
 from anyformer.parts.norms import Norm
 
 DTYPES = [torch.float32, torch.bfloat16]
-SETS = list(building.instruction_sets())
+assert native.library() is not None, "the kernels are compiled when the package is installed"
 
 
-@pytest.fixture(autouse=True, params=SETS)
-def instructions(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Each instruction set that this machine has; the best one again afterwards."""
-    library = native.library()
-    assert library is not None, "the kernels are compiled when the package is installed"
-    best = library.anyformer_instructions()
-    if not library.anyformer_use(request.param.encode()):
-        pytest.skip(f"this machine has no {request.param}")
+@pytest.fixture(autouse=True)
+def _without_gradients(instructions: str) -> Iterator[None]:
     with torch.no_grad():
         yield
-    library.anyformer_use(best)
 
 
 def near(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:

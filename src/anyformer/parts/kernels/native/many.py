@@ -14,10 +14,9 @@ from anyformer.parts.kernels.native.calls import _address, _make_once, _operator
 
 
 def _spans(q: Tensor, k: Tensor, v: Tensor, first: Tensor, last: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    B, H, T, _ = q.shape
-    y, log_sums = q.new_empty(B, T, H, v.shape[3]), q.new_empty(B, T, H)
+    y, log_sums = _fake_spans(q, k, v, first, last, scale)
     _over_spans(q, k, v, y, log_sums, first, last, (), scale)
-    return y.transpose(1, 2), log_sums
+    return y, log_sums
 
 
 def _fake_spans(q: Tensor, k: Tensor, v: Tensor, first: Any, last: Any, scale: Any) -> tuple[Tensor, Tensor]:
@@ -36,10 +35,9 @@ def _spans_back(
     last: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    gradients = [x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]) for x in (q, k, v)]
-    _over_spans(q, k, v, y.transpose(1, 2), log_sums, first, last, (d_y, *gradients), scale)
-    d_q, d_k, d_v = (x.transpose(1, 2) for x in gradients)
-    return d_q, d_k, d_v
+    gradients = _fake_spans_back(q, k, v)
+    _over_spans(q, k, v, y, log_sums, first, last, (d_y, *gradients), scale)
+    return gradients
 
 
 def _fake_spans_back(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,7 +86,7 @@ def _fake_norm_rows(x: Tensor, weight: Any, kind: Any, eps: Any) -> Tensor:
 
 
 def _norm_rows_back(x: Tensor, weight: Tensor | None, d_y: Tensor, kind: int, eps: float) -> tuple[Tensor, Tensor]:
-    d_x, d_weight = torch.empty_like(x), x.new_empty(x.shape[-1])
+    d_x, d_weight = _fake_norm_rows_back(x)
     back = d_y.data_ptr(), d_x.data_ptr(), d_weight.data_ptr()
     _normalize((x.data_ptr(), _address(weight), None, *back), x, kind, eps)
     return d_x, d_weight
@@ -115,7 +113,7 @@ def _fake_activated_rows(x: Tensor, up: Any, activation: Any) -> Tensor:
 
 
 def _activated_rows_back(x: Tensor, up: Tensor | None, d_y: Tensor, activation: str) -> tuple[Tensor, Tensor]:
-    d_x, d_up = torch.empty_like(x), x.new_empty(0) if up is None else torch.empty_like(up)
+    d_x, d_up = _fake_activated_rows_back(x, up, d_y, activation)
     addresses = (x.data_ptr(), _address(up), None, d_y.data_ptr(), d_x.data_ptr(), d_up.data_ptr())
     _activate(addresses, x, activation)
     return d_x, d_up

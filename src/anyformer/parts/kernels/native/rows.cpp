@@ -1,4 +1,5 @@
 // What stands between the products of many rows, and its gradients: RMS norms and activations, each number read once.
+#include "activation.h"
 #include "kernels.h"
 #include "norm.h"
 #include "simd.h"
@@ -47,45 +48,6 @@ void norm_back(const NormRows& it, int64_t row, float* d_weight) {
         const Vec g = it.weight ? d * (some(it.weight + c, n - c) + offset) : d;
         keep_some(it.d_x + row * n + c, scale * (g - here * across), n - c);
         keep_some(d_weight + c, some(d_weight + c, n - c) + d * here * scale, n - c);
-    }
-}
-
-struct Curve {
-    Vec value, slope;
-};
-
-template <int ACTIVATION> inline Curve curve(Vec x) {
-    switch (ACTIVATION) {
-        case RELU: {
-            const Vec slope = x > Vec{} ? all(1) : Vec{};
-            return {x * slope, slope};
-        }
-        case SILU: {
-            const Vec s = sigmoid(x);
-            return {x * s, s * (1 + x * (1 - s))};
-        }
-        case SIGMOID: {
-            const Vec s = sigmoid(x);
-            return {s, s * (1 - s)};
-        }
-        case TANH: {
-            const Vec t = tanh(x);
-            return {t, 1 - t * t};
-        }
-        case GELU_TANH: {  // ½(1 + tanh z) is the sigmoid of 2z
-            const Vec s = sigmoid(1.59576912f * (x + 0.044715f * x * x * x));
-            return {x * s, s + x * s * (1 - s) * (1.59576912f + 0.214070923f * x * x)};
-        }
-        case GELU: {  // by erf of Abramowitz & Stegun 7.1.26, within 1.5e-7
-            const Vec bell = exp(-0.5f * x * x), t = 1 / (1 + 0.231641888f * (x > Vec{} ? x : -x));
-            Vec tail = t * 1.061405429f - 1.453152027f;
-            tail = t * tail + 1.421413741f;
-            tail = t * tail - 0.284496736f;
-            tail = 0.5f * bell * t * (t * tail + 0.254829592f);
-            const Vec share = x > Vec{} ? 1 - tail : tail;
-            return {x * share, share + x * bell * 0.39894228f};
-        }
-        default: return {x, all(1)};
     }
 }
 
