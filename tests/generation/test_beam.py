@@ -35,6 +35,12 @@ SETTINGS: list[dict[str, Any]] = [
     {"num_beams": 3, "num_return_sequences": 3},
     {"no_repeat_ngram_size": 2, "min_new_tokens": 7},
     {"forced_bos_token_id": 9, "forced_eos_token_id": 3, "bad_words_ids": [[1], [4, 6], [9, 7]]},
+    {
+        "encoder_no_repeat_ngram_size": 1,
+        "suppress_tokens": [9, 12],
+        "begin_suppress_tokens": [3, 40],
+        "exponential_decay_length_penalty": [4, 1.2],
+    },
 ]
 
 

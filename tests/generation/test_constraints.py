@@ -285,11 +285,13 @@ def test_what_cannot_be_followed_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         constraint.allowed(torch.zeros(1, 6))
     settings = Settings(regex="ab", eos=256, bad_words=((97,),), max_new_tokens=3)
     constraint = constraint_of(settings, text.byte_level(), 1)
-    with pytest.raises(InputError, match=r"the constraint does not allow token .* take back forced_bos, bad_words"):
+    with pytest.raises(InputError, match="0 tokens cannot go on: bad_words and the constraint leave none of 300 token"):
         list(steps(model_of(300), Prompts(torch.ones(1, 2, dtype=torch.long)), settings, constraint=constraint))
-    drawn, constraint = settings.model_copy(update={"temperature": 1.0}), constraint_of(settings, text.byte_level(), 1)
-    with pytest.raises(InputError, match="the constraint does not allow what other settings leave; take back forced"):
-        list(steps(model_of(257), Prompts(torch.ones(1, 2, dtype=torch.long)), drawn, constraint=constraint))
+    for forced, what in ((98, r"token 98, b'b'"), (299, "token 299")):
+        settings = Settings(regex="ab", eos=256, forced_bos=forced)
+        constraint = constraint_of(settings, text.byte_level(), 1)
+        with pytest.raises(InputError, match=f"after the prompt the constraint does not allow {what}; take back force"):
+            list(steps(model_of(300), Prompts(torch.ones(1, 1, dtype=torch.long)), settings, constraint=constraint))
     with pytest.raises(
         InputError, match="an answer follows one constraint: give one of json_schema, regex and grammar"
     ):

@@ -250,6 +250,10 @@ def test_what_a_file_forces_and_bans_is_as_in_the_reference(name: str, tmp_path:
         "no_repeat_ngram_size": 2,
         "min_length": 6,
         "min_new_tokens": 8,
+        "encoder_no_repeat_ngram_size": 1,
+        "suppress_tokens": [40, 41, first[2][0]],
+        "begin_suppress_tokens": [44, 45, 46],
+        "exponential_decay_length_penalty": [7, 40.0],
     }
     seen = set()
     for kept in range(len(settings) + 1):
@@ -258,7 +262,64 @@ def test_what_a_file_forces_and_bans_is_as_in_the_reference(name: str, tmp_path:
         theirs.save_pretrained(tmp_path)
         assert torch.equal(load(tmp_path, device="cpu").generate(source), wanted), theirs.generation_config
         seen.add(str(wanted.tolist()))
-    assert len(seen) > 3, "most settings have an effect"
+    assert len(seen) > 5, "most settings have an effect"
+
+
+#: What a row may be asked for beside being likely.
+ASKED: list[dict[str, Any]] = [
+    {"encoder_no_repeat_ngram": 1, "suppress": (3, 9), "eos": (4, 5)},
+    {"encoder_no_repeat_ngram": 2, "begin_suppress": tuple(range(20)), "exponential_decay": (2, 3.0), "eos": (4, 5)},
+    {"forced_bos": 7, "begin_suppress": tuple(range(20)), "exponential_decay": (1, 1.5), "eos": (4, 5)},
+]
+#: Every way of choosing that can be asked for it.
+WAYS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 2.0},
+    {"beams": 3, "answers": 2},
+    {"penalty_alpha": 0.5, "top_k": 4},
+    {"prompt_lookup": 3},
+]
+
+
+@pytest.mark.parametrize("shape", ["decoder", "encoder-decoder"])
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_what_is_asked_of_a_row_is_its_own(way: dict[str, Any], shape: str) -> None:
+    """Ragged batches, prompts of one token among them: each row is forced, kept from copying its own source and led to
+    an end as it is alone, whichever way tokens are chosen; and without a cache greedy is kept from the same."""
+    model = odd(3, shape)
+    rows = [[11], [1, 2, 3, 4, 1, 2], [5, 7, 6]]
+    ids, valid = left_padded(rows, 0, "cpu")
+    said = []
+    for asked in ({}, *ASKED):
+        how = {"max_new_tokens": 8, "start": 6, "pad": 0, **way, **asked}
+        each = len(rows) * how.get("answers", 1)
+        seeds = {"seed": tuple(range(len(rows)))} if "temperature" in how else {}
+        found = [answer.ids for answer in model.answers(ids, valid=valid, **how, **seeds)]
+        alone = []
+        for row, seed in zip(rows, range(len(rows)), strict=True):
+            its = {"seed": seed} if seeds else {}
+            alone += [answer.ids for answer in model.answers(torch.tensor([row]), **how, **its)]
+        assert len(found) == each and found == alone, asked
+        said.append(found)
+    assert len({str(each) for each in said}) == len(said), "each has an effect"
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_a_row_that_nothing_is_left_for_is_said(way: dict[str, Any]) -> None:
+    """Once the four tokens of a vocabulary were all said, none may come again: one sentence, whichever way tokens are
+    chosen; with fewer tokens asked for, or an end that may come, there is an answer."""
+    described = families.llama("tiny", vocab_size=4)  # type: ignore[attr-defined]
+    model = build(described, seed=1).eval()
+    how: dict[str, Any] = {"no_repeat_ngram": 1, "bad_words": [[0, 1], [0, 2]], **way}
+    if "top_k" in way:
+        how["top_k"] = 3
+    with pytest.raises(
+        InputError, match=r"^(an answer of [0-3] tokens|no beam of prompt 1) c.*bad_words and no_repeat_"
+    ):
+        model.generate(torch.tensor([[3]]), max_new_tokens=9, **how)
+    assert model.generate(torch.tensor([[3]]), max_new_tokens=1, **how).shape[1] == 1
+    free = {**how, "no_repeat_ngram": 0}
+    assert model.generate(torch.tensor([[3]]), max_new_tokens=9, **free).shape[1] == 9
 
 
 def test_a_prompt_of_several_tokens_has_begun() -> None:

@@ -130,8 +130,8 @@ def test_ids_that_are_forced_and_words_that_are_banned() -> None:
     found = Settings.of({**file, "eos_token_id": 2})
     assert (found.forced_bos, found.forced_eos) == (7, (2,))
     assert found.bad_words == ((58100,), (3, 4), (2,))
-    assert found.banned == ((58100,), (3, 4))
-    assert Settings.of(file).banned == found.bad_words
+    assert found.never == {58100}
+    assert Settings.of(file).never == {58100, 2}
     assert Settings.of({"forced_eos_token_id": 2}).forced_eos == (2,)
     assert Settings.of(file, bad_words=(), forced_eos=(), forced_bos=3) == Settings(forced_bos=3)
 

@@ -168,7 +168,7 @@ def enumerated(model: Transformer, prompt: list[int], settings: Settings, length
     for _ in range(length):
         longer = {}
         for answer, chance in chances.items():
-            said = Said(settings, torch.tensor([prompt]))
+            said = Said(settings, Prompts(torch.tensor([prompt])))
             for id in answer:
                 said.add(torch.tensor([id]))
             logits = model(torch.tensor([[*prompt, *answer]])).logits[:, -1]
@@ -265,7 +265,7 @@ def test_a_draft_may_have_a_padded_vocabulary() -> None:
     for sizes in ((11, 16), (16, 11)):
         model, draft = small(0, sizes[0]), small(1, sizes[1])
         prompts = Prompts(torch.randint(11, (3, 5), generator=torch.Generator().manual_seed(0)))
-        settings = Settings(max_new_tokens=12, bad_words=tuple((id,) for id in range(11, 16)))
+        settings = Settings(max_new_tokens=12, bad_words=tuple((id,) for id in range(11, 16))).within(sizes[0])
         assert speculatively(model, prompts, settings, draft=draft) == plainly(model, prompts, settings)
         settings = settings.model_copy(update={"temperature": 1.0, "seed": 0})
         assert max(map(max, speculatively(model, prompts, settings, draft=draft))) < 11

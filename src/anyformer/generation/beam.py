@@ -27,6 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from anyformer.errors import InputError
 from anyformer.generation.answer import Token
 from anyformer.generation.decoding import Constraint, Decoder, begin, most_new
 from anyformer.generation.fitting import must_step
@@ -117,7 +118,7 @@ class Search:
 
     def is_over(self) -> bool:
         """Whether nothing that may follow counts, by `early_stopping`."""
-        if self.length == self.most:
+        if self.length == self.most or max(self.scores) == -math.inf:
             return True
         if len(self.answers) < self.width:
             return False
@@ -168,7 +169,7 @@ def search(
     searches = [_groups(settings, most_new(model, length, settings), tokenizer) for length in lengths]
     running, width = [each for its in searches for each in its], settings.beams // settings.beam_groups
     cache, logits = begin(model, prompts, settings, copies=settings.beams)
-    said = Said(settings, prompts.ids, prompts.valid)
+    said = Said(settings, prompts)
     side_by_side = torch.arange(len(prompts), device=device).repeat_interleave(settings.beams)
     logits = logits[side_by_side]
     cache.reorder(side_by_side)
@@ -182,6 +183,10 @@ def search(
         rows = [[width * index + beam for beam in its] for index, its in enumerate(beams)]
         alive = [index for index, each in enumerate(running) if not each.is_over()]
         if not alive:
+            for prompt, its in enumerate(searches):
+                if settings.bans and not any(each.answers for each in its):
+                    left = f"{settings.bans}{' and the constraint' if constraint is not None else ''} leave it no token"
+                    raise InputError(f"no beam of prompt {prompt + 1} comes to an end: {left}; take some of that back")
             return [_best(its, settings.answers) for its in searches]
         kept = [row for index in alive for row in rows[index]]
         if len(alive) == len(running):

@@ -31,8 +31,6 @@ from anyformer.text import Tokenizer
 _WHITESPACE = r"( |\n[ \t]{0,20})?"
 #: Every token that fits is possible, not only those that the tokenizer would write the text with.
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
-#: Settings that may leave nothing of what a constraint allows.
-_LEAVING = "forced_bos, bad_words, no_repeat_ngram, min_new_tokens or min_length"
 
 
 class Vocabulary:
@@ -116,12 +114,12 @@ class Line:
         if self.over or id in self.vocabulary.eos:
             self.over = True
             return
-        # Where nothing is left to draw from, what is drawn is no token.
+        # A model may know more tokens than its tokenizer.
         known = id < self.vocabulary.size
         written = self.vocabulary.tokens[id + self._shift] if known else b""
         if not known or (written and not self._matcher.consume_token(id + self._shift)):
-            what = f"token {id}, {written!r}, which other settings leave" if known else "what other settings leave"
-            raise InputError(f"after {self._said} the constraint does not allow {what}; take back {_LEAVING}")
+            what = f"token {id}, {written!r}" if known else f"token {id}"
+            raise InputError(f"after {self._said} the constraint does not allow {what}; take back forced_bos")
         self._text += written
 
     @property

@@ -53,7 +53,7 @@ def contrastive_search(
     prompts, device = prompts.checked(), prompts.device
     rows, length = prompts.ids.shape
     most = most_new(model, length, settings)
-    said, ends = Said(settings, prompts.ids, prompts.valid), Ends(settings, rows, device)
+    said, ends = Said(settings, prompts), Ends(settings, rows, device)
     cache = model.new_cache(rows, quantize=settings.quantize_cache)
     read = [
         model.next_states(part.ids, cache, valid=part.valid, source=part.source, source_valid=part.source_valid)
@@ -66,15 +66,15 @@ def contrastive_search(
     row = torch.arange(rows, device=device)
     cache.reorder(row.repeat_interleave(K))
     for step in range(most):
-        forced = settings.forced(first=length + step == 1, last=step == most - 1)
         scores = said.adjusted(logits)
         scores = scores if constraint is None else constraint.allowed(scores)
+        said.must_go_on(scores, constraint is not None)
         shares_BK, ids_BK = scores.float().softmax(-1).topk(K)
-        ids_BK = ids_BK if forced is None else torch.full_like(ids_BK, forced)
+        ids_BK = said.forced(ids_BK.T, first=step == 0, last=step == most - 1).T
         if length + step == model.positions:
             yield Step(ends.filled(ids_BK[:, 0]), logits)
             return
-        after, hidden = model.next_states(ids_BK.flatten()[:, None], cache)
+        after, hidden = model.next_states(ids_BK.reshape(-1, 1), cache)
         states_BKD = normalize(hidden.float(), dim=-1)[:, 0].unflatten(0, (rows, K))
         best_B = worth(shares_BK, states_BKD, before_BTD, unread, settings.penalty_alpha).argmax(-1)
         ids = ends.filled(ids_BK[row, best_B])

@@ -162,9 +162,9 @@ def choices(
     prompts, device = prompts.checked(), prompts.device
     rows, length = len(prompts) * draws, prompts.ids.shape[1]
     before = 0 if cache is None else cache.length
-    begins, most = before + length == 1, most_new(model, before + length, settings)
+    most = most_new(model, before + length, settings)
     numbers = Draws(settings.seed, rows, device) if settings.temperature > 0 else None
-    said, ends = Said(settings, prompts.ids, prompts.valid, prompts.past), Ends(settings, rows, device)
+    said, ends = Said(settings, prompts), Ends(settings, rows, device)
     cache, logits = begin(model, prompts, settings, cache, copies=draws)
     if draws > 1:
         each = torch.arange(len(prompts), device=device).repeat_interleave(draws)
@@ -172,13 +172,11 @@ def choices(
         said.reorder(each)
         logits = logits[each]
     for step in range(most):
-        forced = settings.forced(first=begins and step == 0, last=step == most - 1)
-        if forced is None:
-            scores = said.adjusted(logits)
-            ids = next_token(scores if constraint is None else constraint.allowed(scores), settings, numbers)
-        else:
-            ids = prompts.ids.new_full((rows,), forced)
-        ids = ends.filled(ids)
+        scores = said.adjusted(logits)
+        scores = scores if constraint is None else constraint.allowed(scores)
+        said.must_go_on(scores, constraint is not None)
+        ids = next_token(scores, settings, numbers)
+        ids = ends.filled(said.forced(ids, first=before + step == 0, last=step == most - 1))
         yield Step(ids, logits)
         if step == most - 1 or ends.all():
             return

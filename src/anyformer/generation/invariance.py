@@ -28,16 +28,16 @@ def groups(model: Decoder, settings: Settings, prompts: Prompts, *, alone: bool 
     """Which rows take their steps side by side, all of them to their full length; a search is as many as it has beams.
     Those that could not are a group each; all of them, if they are to go `alone`."""
     found: list[list[int]] = []
-    beside: dict[tuple[int, bool], list[int]] = {}
+    beside: dict[int, list[int]] = {}
     for row, (prompt, source) in enumerate(zip(prompts.rows(), prompts.sources())):
         end = len(prompt) + settings.max_new_tokens
         size = 1 if alone else model.rows_together(max(end, len(source))) // settings.beams
-        # What a text may say last, and first, hangs on the whole batch.
+        # Where learned positions end a text hangs on the whole batch.
         if size <= 1 or (model.positions is not None and end > model.positions + 1):
             found.append([row])
         else:
-            beside.setdefault((size, len(prompt) == 1), []).append(row)
-    for (size, _), rows in beside.items():
+            beside.setdefault(size, []).append(row)
+    for size, rows in beside.items():
         found += [rows[first : first + size] for first in range(0, len(rows), size)]
     return found
 

@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from anyformer.errors import InputError
+from anyformer.generation.prompts import Prompts
 from anyformer.generation.settings import Settings
+
+#: e to this is as much as float32 can count.
+_MOST_GROWTH = 80.0
 
 
 class Said:
-    """What each row has said so far, as far as the settings ask for it, and what follows for its next token.
+    """What each row has said so far, as far as the settings ask for it, and what follows for its next token. The
+    prompts are padded on the left.
 
-    `ids` [B, T] are those of the `past`, the prompt and the answer, -1 for padding, which was never said; None where no
-    setting asks.
+    `ids` [B, T] are those of the past, the prompt and the answer, -1 for padding, which was never said; None where no
+    setting asks. `source` [B, S] is what must not be copied.
     """
 
-    def __init__(
-        self, settings: Settings, prompt: Tensor, valid: Tensor | None = None, past: Sequence[int] = ()
-    ) -> None:
-        self.settings, self.prompt_length = settings, len(past) + prompt.shape[1]
+    def __init__(self, settings: Settings, prompts: Prompts) -> None:
+        self.settings, self.prompt_length = settings, len(prompts.past) + prompts.ids.shape[1]
         again = settings.frequency_penalty or settings.presence_penalty or settings.repetition_penalty != 1.0
-        never = settings.bad_words or settings.no_repeat_ngram or settings.min_length or settings.min_new_tokens
-        said = prompt if valid is None else torch.where(valid, prompt, -1)
-        if past:
-            said = torch.cat((prompt.new_tensor(past).expand(len(prompt), -1), said), 1)
-        self.ids: Tensor | None = said if again or never else None
+        said, source = _unpadded(prompts.ids, prompts.valid), prompts.source
+        if prompts.past:
+            said = torch.cat((said.new_tensor(prompts.past).expand(len(said), -1), said), 1)
+        self.ids: Tensor | None = said if again or settings.bans or settings.exponential_decay else None
+        self.source = said if source is None else _unpadded(source, prompts.source_valid)
+        lengths = (said >= 0).sum(1)
         #: How many tokens each answer has at least, [B].
-        self.fewest = (settings.min_length - (said >= 0).sum(1)).clamp(min=settings.min_new_tokens)
+        self.fewest = (settings.min_length - lengths).clamp(min=settings.min_new_tokens)
+        #: Whether an id is forced upon each answer as its first, [B].
+        self.led = lengths == (-1 if settings.forced_bos is None else 1)
+        self._never = said.new_tensor(sorted(settings.never))
+        self._first = said.new_tensor(settings.begin_suppress)
+        self._words = [word for word in settings.bad_words if len(word) > 1]
 
     def add(self, ids_B: Tensor) -> None:
         """Take in what each row has said next."""
@@ -37,8 +48,10 @@ class Said:
 
     def reorder(self, rows: Tensor | Sequence[int]) -> None:
         """Let row i continue what row rows[i] has said."""
+        self.led = self.led[rows]
         if self.ids is not None:
             self.ids, self.fewest = self.ids[rows], self.fewest[rows]
+            self.source = self.source[rows] if self.settings.encoder_no_repeat_ngram else self.source
 
     def adjusted(self, scores_BV: Tensor) -> Tensor:
         """Logits, or logarithms of probabilities, after the penalties and without what must not be said."""
@@ -49,13 +62,53 @@ class Said:
             scores_BV = penalized(scores_BV, self.ids, settings.repetition_penalty)
         if settings.frequency_penalty or settings.presence_penalty:
             scores_BV = lowered(scores_BV, answer, settings.frequency_penalty, settings.presence_penalty)
-        if settings.bad_words:
-            scores_BV = without(scores_BV, self.ids, settings.banned)
+        if self._words:
+            scores_BV = without(scores_BV, self.ids, self._words)
         if settings.no_repeat_ngram:
-            scores_BV = unrepeated(scores_BV, self.ids, settings.no_repeat_ngram)
+            scores_BV = unrepeated(scores_BV, self.ids, self.ids, settings.no_repeat_ngram)
+        if settings.encoder_no_repeat_ngram:
+            scores_BV = unrepeated(scores_BV, self.ids, self.source, settings.encoder_no_repeat_ngram)
         if settings.min_length or settings.min_new_tokens:
             scores_BV = unended(scores_BV, self.fewest > answer.shape[1], settings.eos)
+        if settings.exponential_decay is not None:
+            scores_BV = hastened(scores_BV, answer.shape[1], settings.eos, *settings.exponential_decay)
+        if len(self._never):
+            scores_BV = scores_BV.index_fill(1, self._never, -torch.inf)
+        if len(self._first) and answer.shape[1] <= 1:
+            begins = self.led == bool(answer.shape[1])
+            scores_BV = scores_BV.where(~begins[:, None], scores_BV.index_fill(1, self._first, -torch.inf))
         return scores_BV
+
+    def forced(self, ids_B: Tensor, *, first: bool, last: bool) -> Tensor:
+        """The ids chosen, as the first or last of an answer it may be, but where another must come whatever the logits
+        say."""
+        if last and self.settings.forced_eos:
+            return torch.full_like(ids_B, self.settings.forced_eos[0])
+        if first and self.settings.forced_bos is not None:
+            return torch.where(self.led, self.settings.forced_bos, ids_B)
+        return ids_B
+
+    def must_go_on(self, scores_BV: Tensor, constrained: bool) -> None:
+        """Raises `InputError` where bans, and the constraint if there is one, leave a row no token at all. A device is
+        asked only where they could: mostly a vocabulary is larger than all that may be banned."""
+        if self.ids is None or not self.settings.bans:
+            return
+        settings, V = self.settings, scores_BV.shape[1]
+        most = len(self._never) + len(self._first) + len(self._words) + len(settings.eos)
+        most += self.ids.shape[1] if settings.no_repeat_ngram else 0
+        most += self.source.shape[1] if settings.encoder_no_repeat_ngram else 0
+        if not constrained and most < V:
+            return
+        if bool(scores_BV.amax(1).isneginf().any()):
+            raise InputError(
+                f"an answer of {self.ids.shape[1] - self.prompt_length} tokens cannot go on: {settings.bans} "
+                f"{'and the constraint ' if constrained else ''}leave none of {V:,} tokens; take some of that back"
+            )
+
+
+def _unpadded(ids: Tensor, valid: Tensor | None) -> Tensor:
+    """Ids, -1 where they are padding."""
+    return ids if valid is None else torch.where(valid, ids, -1)
 
 
 def penalized(logits_BV: Tensor, seen_BT: Tensor, penalty: float) -> Tensor:
@@ -87,15 +140,32 @@ def without(logits_BV: Tensor, seen_BT: Tensor, words: Sequence[Sequence[int]]) 
     return logits
 
 
-def unrepeated(logits_BV: Tensor, seen_BT: Tensor, n: int) -> Tensor:
-    """Logits in which an id is impossible where it would complete n ids that stood there before in that order (Paulus
+def unrepeated(logits_BV: Tensor, said_BT: Tensor, among_BS: Tensor, n: int) -> Tensor:
+    """Logits in which an id is impossible where it would complete n ids that stand `among` others in that order (Paulus
     et al. 2018, "A Deep Reinforced Model for Abstractive Summarization", section 2.5: trigrams)."""
-    if seen_BT.shape[1] < n:
+    (T, S), V = (said_BT.shape[1], among_BS.shape[1]), logits_BV.shape[1]
+    if n > min(S, T + 1):
         return logits_BV
-    runs_BWn, begun_B1n = seen_BT.unfold(1, n, 1), seen_BT[:, None, seen_BT.shape[1] - n + 1 :]
-    again_BW = (runs_BWn[..., :-1] == begun_B1n).all(-1) & (runs_BWn >= 0).all(-1)
-    counts_BV = torch.zeros_like(logits_BV).scatter_add(1, runs_BWn[..., -1].clamp(min=0), again_BW.to(logits_BV.dtype))
+    runs_BWn, begun_B1n = among_BS.unfold(1, n, 1), said_BT[:, None, T - n + 1 :]
+    # A source may have ids that no answer can say.
+    known_BW = (runs_BWn >= 0).all(-1) & (runs_BWn[..., -1] < V)
+    again_BW = (runs_BWn[..., :-1] == begun_B1n).all(-1) & known_BW
+    last_BW = runs_BWn[..., -1].clamp(0, V - 1)
+    counts_BV = torch.zeros_like(logits_BV).scatter_add(1, last_BW, again_BW.to(logits_BV.dtype))
     return logits_BV.masked_fill(counts_BV > 0, -torch.inf)
+
+
+def hastened(logits_BV: Tensor, answered: int, eos: Sequence[int], start: int, factor: float) -> Tensor:
+    """Logits l of the ids that end a text raised by |l| · (factor^k - 1), where the answer is k > 0 tokens longer than
+    `start` (`exponential_decay_length_penalty` of transformers)."""
+    if answered <= start:
+        return logits_BV
+    growth = math.expm1(min((answered - start) * math.log(factor), _MOST_GROWTH))
+    logits = logits_BV.clone()
+    for id in eos:
+        ends_B = logits_BV[:, id]
+        logits[:, id] = torch.where(ends_B.isfinite(), ends_B + ends_B.abs() * growth, ends_B)
+    return logits
 
 
 def unended(logits_BV: Tensor, early_B: Tensor, eos: Sequence[int]) -> Tensor:

@@ -88,8 +88,11 @@ class Prompts:
 
     def of_rows(self, rows: Sequence[int]) -> Prompts:
         """These rows, without padding that others asked for."""
-        prompts, sources = ([its[row] for row in rows] for its in (self.rows(), self.sources()))
-        ids, valid = left_padded(prompts, 0, self.device)
+        parts = (self.ids, self.valid, self.source, self.source_valid)
+        ids, *others = (None if part is None else part[list(rows)] for part in parts)
+        assert ids is not None
+        its = Prompts(ids, *others, past=self.past)
+        ids, valid = left_padded(its.rows(), 0, self.device)
         if self.source is None:
-            return Prompts(ids, valid)
-        return Prompts(ids, valid, *left_padded(sources, 0, self.device))
+            return Prompts(ids, valid, past=self.past)
+        return Prompts(ids, valid, *left_padded(its.sources(), 0, self.device), past=self.past)

@@ -86,7 +86,9 @@ def drawn(shares_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """The id [B] at which the summed probabilities of a row reach its number in (0, 1]: a draw where that is one."""
     # Summed in float32, the tail of a large vocabulary would round away.
     held = shares_BV.cumsum(-1, dtype=torch.float64)
-    return torch.searchsorted(held, uniform_B[:, None] * held[:, -1:])[:, 0]
+    at_B1 = torch.searchsorted(held, uniform_B[:, None] * held[:, -1:])
+    # Where nothing can be drawn, what is drawn counts for nothing, but has to be an id.
+    return at_B1[:, 0].clamp(max=held.shape[-1] - 1)
 
 
 def distribution(logits_BV: Tensor, settings: Settings) -> Tensor:

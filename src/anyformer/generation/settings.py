@@ -20,40 +20,24 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from anyformer.errors import InputError
+from anyformer.generation.files import NAMES, settings_of
 
-#: Keys of `generation_config.json` (and old `config.json`s) that are read, and what they are called here.
-_NAMES = {
-    "max_new_tokens": "max_new_tokens",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "typical_p": "typical_p",
-    "num_beams": "beams",
-    "num_beam_groups": "beam_groups",
-    "diversity_penalty": "diversity_penalty",
-    "length_penalty": "length_penalty",
-    "early_stopping": "early_stopping",
-    "num_return_sequences": "answers",
-    "repetition_penalty": "repetition_penalty",
-    "no_repeat_ngram_size": "no_repeat_ngram",
-    "min_new_tokens": "min_new_tokens",
-    "min_length": "min_length",
-    "penalty_alpha": "penalty_alpha",
-    "stop_strings": "stop",
-    "bad_words_ids": "bad_words",
-    "forced_bos_token_id": "forced_bos",
-    "forced_eos_token_id": "forced_eos",
-    "bos_token_id": "bos",
-    "eos_token_id": "eos",
-    "pad_token_id": "pad",
-    "decoder_start_token_id": "start",
-}
 #: What belongs to beam search alone.
 _SEARCH = ("beams", "beam_groups", "diversity_penalty", "answers")
 #: What names ids.
-_IDS = ("bos", "eos", "pad", "start", "forced_bos", "forced_eos", "bad_words")
+_IDS = ("bos", "eos", "pad", "start", "forced_bos", "forced_eos", "bad_words", "suppress", "begin_suppress")
 #: What narrows a draw down, and its value where it does not.
 _NARROWING = {"top_k": 0, "top_p": 1, "min_p": 0, "typical_p": 1}
+#: What makes tokens impossible.
+_BANNING = (
+    "bad_words",
+    "suppress",
+    "begin_suppress",
+    "no_repeat_ngram",
+    "encoder_no_repeat_ngram",
+    "min_new_tokens",
+    "min_length",
+)
 
 #: Ids; one alone will do.
 Ids = Annotated[tuple[int, ...], BeforeValidator(lambda given: (given,) if isinstance(given, int) else given)]
@@ -107,8 +91,13 @@ class Settings(BaseModel):
     frequency_penalty   taken from a token's logit for every time that the answer has said it so far; `presence_penalty`
                         once if it has at all (OpenAI's definition). Of the prompt nothing counts
     bad_words           sequences of ids of which none is ever completed; one that is an end token alone does not count
+    suppress            ids that are never said, end tokens too; `begin_suppress` those that no answer begins with
+                        (Whisper); an id that is forced is not the beginning
     no_repeat_ngram     n above 0: no n ids in a row stand twice in what a decoder reads and says (Paulus et al. 2018)
+    encoder_no_repeat_ngram
+                        n above 0: no n ids in a row of the source, or of a decoder's prompt, are said again
     min_new_tokens      no end token before so many; `min_length` counts what the decoder has read, too (BART)
+    exponential_decay   (n, f): after n + k tokens, k above 0, an end token's logit gains f^k - 1 times its own size
     max_new_tokens      the most to add to each sequence
     batch_invariant     give a sequence, to the bit, what it gets alone, whatever shares its batch: at a cost
                         (`generation/invariance.py`)
@@ -147,9 +136,13 @@ class Settings(BaseModel):
     frequency_penalty: Penalty = 0.0
     presence_penalty: Penalty = 0.0
     bad_words: tuple[Word, ...] = ()
+    suppress: Ids = ()
+    begin_suppress: Ids = ()
     no_repeat_ngram: NonNegativeInt = 0
+    encoder_no_repeat_ngram: NonNegativeInt = 0
     min_new_tokens: NonNegativeInt = 0
     min_length: NonNegativeInt = 0
+    exponential_decay: tuple[NonNegativeInt, Annotated[float, Field(gt=0, le=1000)]] | None = None
     max_new_tokens: PositiveInt = 64
     batch_invariant: bool = False
     quantize_cache: Literal["int8"] | None = None
@@ -171,10 +164,7 @@ class Settings(BaseModel):
     def of(cls, config: Mapping[str, Any], **given: Any) -> Settings:
         """The file's defaults with the caller's settings over them. Raises `InputError` for a setting out of range, and
         for one that the caller gives in vain."""
-        settings: dict[str, Any] = {name: config[key] for key, name in _NAMES.items() if config.get(key) is not None}
-        if config.get("do_sample"):
-            settings["temperature"] = config.get("temperature") or 1.0
-            settings.pop("penalty_alpha", None)
+        settings = settings_of(config)
         given = {name: value for name, value in given.items() if value is not None}
         for name in _replaced(given):
             settings.pop(name, None)
@@ -230,7 +220,7 @@ class Settings(BaseModel):
     def within(self, vocabulary: int, given: Container[str] = ()) -> Self:
         """The settings of a model that knows so many tokens. What a file says of others never comes up, and is left
         out. Raises `InputError` for those that the caller has `given`, or that would be forced; and where bad words
-        leave no token."""
+        and the like leave no token to begin with."""
         beyond: dict[str, set[int]] = {}
         for name in _IDS:
             if unknown := {id for id in _flat(getattr(self, name)) if not 0 <= id < vocabulary}:
@@ -243,8 +233,8 @@ class Settings(BaseModel):
                 )
         kept = {name: _without(getattr(self, name), unknown) for name, unknown in beyond.items()}
         found = self.model_copy(update=kept) if kept else self
-        if len({word for word in found.banned if len(word) == 1}) == vocabulary:
-            raise InputError(f"bad_words ban each of the {vocabulary:,} tokens that this model knows; leave some")
+        if len({*found.never, *found.begin_suppress}) == vocabulary:
+            raise InputError(f"{found.bans} ban each of the {vocabulary:,} tokens that this model knows; leave some")
         return found
 
     @property
@@ -253,9 +243,15 @@ class Settings(BaseModel):
         return self.pad if self.pad is not None else (self.eos[0] if self.eos else 0)
 
     @property
-    def banned(self) -> tuple[tuple[int, ...], ...]:
-        """The bad words that count: a text can always end."""
-        return tuple(word for word in self.bad_words if not (len(word) == 1 and word[0] in self.eos))
+    def never(self) -> set[int]:
+        """The ids that are never said. A bad word that is an end token alone does not count: a text can always end."""
+        return {*self.suppress, *({id for id, *more in self.bad_words if not more} - {*self.eos})}
+
+    @property
+    def bans(self) -> str:
+        """The settings that make tokens impossible, as far as they do, for people; empty where none does."""
+        *others, last = [name for name in _BANNING if getattr(self, name)] or [""]
+        return " and ".join(filter(None, [", ".join(others), last]))
 
     def forced(self, *, first: bool, last: bool) -> int | None:
         """The id that must come next whatever the logits say, if there is one."""
@@ -280,8 +276,8 @@ def _without(ids: Any, unknown: set[int]) -> Any:
 
 def _meant(name: str) -> str:
     """What an unknown setting is called here, or what it may have meant."""
-    if name in _NAMES:
-        return f"it is called {_NAMES[name]} here"
+    if name in NAMES:
+        return f"it is called {NAMES[name]} here"
     if name == "do_sample":
         return "a temperature above 0 samples, 0 does not"
     near = get_close_matches(name, Settings.model_fields, n=3, cutoff=0.5) or ["temperature", "top_p", "beams"]

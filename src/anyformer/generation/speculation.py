@@ -96,7 +96,7 @@ def speculate(
     if cache is not None and (draft is not None or len(prompts) > 1):
         raise InputError("only prompt lookup continues a cache, and that of one row; give no draft, or no cache")
     before = 0 if cache is None else cache.length
-    most, begins = most_new(model, before + prompts.ids.shape[1], settings), before + prompts.ids.shape[1] == 1
+    most = most_new(model, before + prompts.ids.shape[1], settings)
     rows = _rows(prompts, settings, constraint)
     proposer: Proposer
     margin = settings.prompt_lookup if draft is None else DraftModel.most
@@ -112,9 +112,10 @@ def speculate(
     while True:
         tally.passes += 1
         held = [before + len(row.text) + len(tokens) for row, tokens in zip(going, proposal.tokens)]
-        scores = _scores(going, logits, proposal, settings, most, begins)
-        for row, tokens, new, its in zip(going, proposal.tokens, _new(going, scores, proposal, settings), logits):
-            _take(row, tokens, new, its, settings, most, tally)
+        scores = _scores(going, logits, proposal, settings, most, before == 0)
+        said = _new(going, scores, proposal, settings)
+        for row, tokens, new, plain_TV, scores_TV in zip(going, proposal.tokens, said, logits, scores):
+            _take(row, tokens, new, plain_TV, scores_TV, settings, most, tally)
         lengths = [before + len(row.text) - 1 for row in going]
         if lengths != held:
             cache.truncate(lengths)
@@ -143,7 +144,7 @@ def _rows(prompts: Prompts, settings: Settings, constraint: Constraint | None) -
     if settings.temperature > 0:
         draws = [Draws((seed,), 1, prompts.device) for seed in seeds_of(settings.seed, count)]
     constraints = [None] * count if constraint is None else constraint.rows()
-    histories = [Said(settings, prompts.ids.new_tensor([text]), past=prompts.past) for text in texts]
+    histories = [Said(settings, prompts.of_rows([row])) for row in range(count)]
     return [Row(*each) for each in zip(range(count), texts, histories, draws, constraints)]
 
 
@@ -160,17 +161,17 @@ def _scores(
     rows: Sequence[Row], logits_BTV: Tensor, proposal: Proposal, settings: Settings, most: int, begins: bool
 ) -> Tensor:
     """What the settings but for temperature and the like make of logits, each after the tokens proposed before it."""
-    forces = settings.forced_eos or (begins and settings.forced_bos is not None)
+    forces = settings.forced_eos or settings.forced_bos is not None
     if not forces and all(row.history.ids is None and row.constraint is None for row in rows):
         return logits_BTV
-    scores_BTV = logits_BTV.float().clone()
+    scores_BTV, none = logits_BTV.float().clone(), torch.tensor([-1], device=logits_BTV.device)
     for row, scores_TV, tokens in zip(rows, scores_BTV, proposal.tokens):
         history, constraint = copy(row.history), None if row.constraint is None else row.constraint.copy()
         for at in range(len(tokens) + 1):
             here = history.adjusted(scores_TV[at : at + 1])
-            forced = settings.forced(first=begins and row.said + at == 0, last=row.said + at == most - 1)
-            if forced is not None:
-                here = torch.full_like(here, -torch.inf).index_fill_(1, here.new_tensor([forced]).long(), 0.0)
+            forced = history.forced(none, first=begins and row.said + at == 0, last=row.said + at == most - 1)
+            if forced is not none and int(forced) >= 0:
+                here = torch.full_like(here, -torch.inf).index_fill_(1, forced, 0.0)
             elif constraint is not None:
                 here = constraint.allowed(here)
             scores_TV[at] = here[0]
@@ -227,12 +228,21 @@ def accepted(shares_BTV: Tensor, proposal: Proposal, numbers: Sequence[Tensor]) 
 
 
 def _take(
-    row: Row, tokens: list[int], new: list[int], logits_TV: Tensor, settings: Settings, most: int, tally: Tally
+    row: Row,
+    tokens: list[int],
+    new: list[int],
+    logits_TV: Tensor,
+    scores_TV: Tensor,
+    settings: Settings,
+    most: int,
+    tally: Tally,
 ) -> None:
-    """Let a row go on with the new tokens, to its end at most, some of which had been proposed."""
+    """Let a row go on with the new tokens, to its end at most, some of which had been proposed. Raises `InputError`
+    where there was none to choose from."""
     tally.proposed, tally.accepted = tally.proposed + len(tokens), tally.accepted + len(new) - 1
     row.adapt(len(tokens), len(new) - 1)
-    for id, logits in zip(new, logits_TV):
+    for id, logits, scores in zip(new, logits_TV, scores_TV):
+        row.history.must_go_on(scores[None], row.constraint is not None)
         row.text.append(id)
         row.logits.append(logits)
         row.said, tally.said = row.said + 1, tally.said + 1
