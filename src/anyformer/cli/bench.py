@@ -25,6 +25,17 @@ from anyformer.cli.common import (
 if TYPE_CHECKING:
     from anyformer.inspection.bench import Phase, Report, Spread
 
+#: What leaves fewer bytes to read than a type of number does.
+FEWER_BYTES = {
+    "float64": "--dtype float32",
+    "float32": "--dtype bfloat16, --quantize int8",
+    "bfloat16": "--quantize int8",
+    "float16": "--quantize int8",
+    "Q8_0": "--quantize int4",
+}
+#: What three digits round up to a thousand.
+ROUNDED = 999.5
+
 
 def bench(
     model: ModelArgument,
@@ -54,6 +65,7 @@ def bench(
     """
     from anyformer.inspection import bench as benches
 
+    names = benches.there(name.strip() for name in against.split(",") if name.strip())
     loaded = open_model(model, dtype, device, quantize)
     work = benches.Work(
         loaded.spec.output.embeddings.vocabulary,
@@ -62,7 +74,6 @@ def bench(
         batch,
         "int8" if quantize_cache else None,
     )
-    names = [name.strip() for name in against.split(",") if name.strip()]
     with progress() as bars:
         task = bars.add_task("", total=None)
         report = benches.bench(
@@ -133,7 +144,8 @@ def _print(report: Report) -> None:
     ours, others = _sides(report)
     work = report.work
     asked = f"{work.batch} x {work.prompt_tokens:,} tokens" + (f" + {work.new_tokens:,}" if work.new_tokens else "")
-    print(f"{report.model}, {report.sides[ours]['dtype']}: {asked}; {report.device}, {report.threads} threads\n")
+    threads = f"{report.threads} thread" + ("s" if report.threads > 1 else "")
+    print(f"{report.model}, {report.sides[ours]['dtype']}: {asked}; {report.device}, {threads}\n")
     speeds = new_table("", "median", "lowest", "highest", "of reading", "of multiplying")
     for phase in report.phases:
         shares = (f"{share:.0%}" for share in report.shares(phase))
@@ -173,7 +185,8 @@ def _facts(report: Report) -> dict[str, str]:
     facts = {"weights": _bytes(report.weight_bytes)}
     if report.work.new_tokens:
         facts["weights"] += f", of which a step of decoding reads {_bytes(report.step_weight_bytes)}"
-        facts["cache"] = f"{_bytes(report.cache_bytes)} in the end"
+        bits = " in 8 bits" if report.work.quantize_cache else ""
+        facts["cache"] = f"{_bytes(report.cache_bytes)}{bits} in the end"
     if report.peak_bytes is not None:
         facts["peak memory"] = f"{_bytes(report.peak_bytes)}, all of the process"
     facts["this machine"] = (
@@ -194,11 +207,16 @@ def _sentence(report: Report, phase: Phase) -> str:
         case "memory" if reading > 1:
             return f"{phase.name} is limited by memory, or by caches that are faster: of {step}, {read} from memory."
         case "memory":
-            return f"{phase.name} is limited by memory: of {step}, {read}; fewer bytes would be faster (--dtype)."
+            options = FEWER_BYTES.get(report.sides[ours]["dtype"])
+            advice = f"; fewer bytes would be faster ({options})" if options else ""
+            return f"{phase.name} is limited by memory: of {step}, {read}{advice}."
         case "arithmetic":
             return f"{phase.name} is limited by arithmetic: of {step}, {computed}."
         case _:
-            return f"{phase.name} is limited by neither memory nor arithmetic: of {step}, {read}, and {computed}."
+            return (
+                f"{phase.name} is limited by neither memory nor arithmetic: of {step}, {read}, and {computed}; the "
+                f"rest is shared by more work at a time (--batch)."
+            )
 
 
 def _milliseconds(phase: Phase, ours: str) -> Spread:
@@ -213,12 +231,12 @@ def _cells(figures: Spread) -> list[str]:
 
 def _figure(figure: float) -> str:
     """Three digits at least."""
-    return f"{figure:,.0f}" if figure >= 1000 else f"{figure:.3g}"
+    return f"{figure:,.0f}" if figure >= ROUNDED else f"{figure:#.3g}".rstrip(".")
 
 
 def _bytes(count: float) -> str:
     for unit in ("B", "kB", "MB"):
-        if count < 1000:
+        if count < ROUNDED:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"

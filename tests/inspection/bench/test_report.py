@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from anyformer import families, model
+from anyformer.errors import InputError
 from anyformer.inspection.bench import OURS, Comparison, Opened, Phase, Report, Work, bench, report
 
 
@@ -51,6 +52,26 @@ def test_a_model_is_measured(monkeypatch: pytest.MonkeyPatch, name: str, new: in
     assert found.weight_bytes == sum(parameter.numel() * 4 for parameter in made.parameters())
     assert told[-1] == "measuring"
     assert replace(found, rounds=9).rounds == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "work", "said"),
+    [
+        ("gpt2", Work(200, 100, 30), "gpt2:tiny has learned 128 positions, too few for 30 new tokens after 100"),
+        ("bart", Work(200, 8, 129), "bart:tiny has learned 128 positions, too few for 129 new tokens; ask for fewer"),
+    ],
+)
+def test_more_tokens_than_positions_are_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, work: Work, said: str
+) -> None:
+    """Before anything runs: generation would stop early, and its steps be fewer than what is divided by. The last
+    token that is chosen takes no position."""
+    monkeypatch.setattr(report, "_rates", lambda here, work: (1e9, 1e9))
+    made = model.build(getattr(families, name)("tiny"), seed=0).eval()
+    with pytest.raises(InputError, match=said):
+        bench(Opened(made, f"{name}:tiny"), work, rounds=1)
+    fits = replace(work, new_tokens=work.new_tokens - 1)
+    assert bench(Opened(made, f"{name}:tiny"), fits, rounds=1).phases[-1].steps == fits.new_tokens - 1
 
 
 def test_one_new_token_leaves_nothing_to_decode() -> None:

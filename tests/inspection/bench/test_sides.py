@@ -10,7 +10,7 @@ from llamacpp import library
 
 from anyformer import families, model, spec
 from anyformer.errors import InputError
-from anyformer.inspection.bench import Here, Opened, Work, beside, warm
+from anyformer.inspection.bench import Here, Opened, Work, beside, there, warm
 from anyformer.inspection.bench.sides import RIVALS
 from anyformer.model import Transformer
 from anyformer.model.saving import blocks_of
@@ -132,13 +132,18 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_llama_cpp_is_not_asked_for_what_it_is_not_compared_on() -> None:
-    """An encoder-decoder is refused by name."""
+    """An encoder-decoder is refused by its shape, before anything is written for it."""
     library()
     with (
-        pytest.raises(InputError, match=r"llama\.cpp is compared on decoders"),
+        pytest.raises(InputError, match=r"llama\.cpp is compared on decoders, not on encoder-decoders; leave it out"),
         beside(Opened(built("t5:tiny"), "t5:tiny"), ["llama.cpp"], Work(200)),
     ):
         pass
+
+
+def test_a_project_named_twice_is_one() -> None:
+    """In the order in which they are named first."""
+    assert there(["transformers", "transformers"]) == ["transformers"]
 
 
 def test_a_first_time_says_what_it_took() -> None:

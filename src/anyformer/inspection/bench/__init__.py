@@ -2,7 +2,7 @@
 
 from anyformer.inspection.bench.comparing import Comparison, Spread, compare, interleave, spread
 from anyformer.inspection.bench.report import OURS, Phase, Report, bench
-from anyformer.inspection.bench.sides import RIVALS, Here, Opened, Side, Work, beside, do, warm
+from anyformer.inspection.bench.sides import RIVALS, Here, Opened, Side, Work, beside, do, there, warm
 
 __all__ = [
     "OURS",
@@ -21,5 +21,6 @@ __all__ = [
     "do",
     "interleave",
     "spread",
+    "there",
     "warm",
 ]

@@ -72,8 +72,6 @@ class LlamaCpp:
 @contextmanager
 def open(opened: Opened, place: Path, work: Work) -> Iterator[LlamaCpp]:
     """The model from its GGUF file, or one written for it. Raises `InputError` where llama.cpp does not load it."""
-    if opened.model.spec.shape != "decoder":
-        raise InputError(f"llama.cpp is compared on decoders; {opened.reference} is an {opened.model.spec.shape}")
     library = import_module("llama_cpp")
     quiet = library.llama_log_callback(lambda level, text, data: None)
     library.llama_log_set(quiet, ctypes.c_void_p(0))

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+import torch
+
 from anyformer import machine
+from anyformer.errors import InputError
 from anyformer.inspection.bench import traffic
 from anyformer.inspection.bench.comparing import Comparison, interleave
-from anyformer.inspection.bench.sides import Here, Opened, Side, Work, beside, do, warm
+from anyformer.inspection.bench.sides import Here, Opened, Side, Work, beside, do, there, warm
 
 OURS = "anyformer"
 #: What reading or computing must take of the time to be called the limit.
@@ -87,11 +90,12 @@ def bench(
     """Measure a model at a work, `rounds` times after once that does not count, in turn with the same weights in other
     projects (`RIVALS`). `progress` is told what comes next.
 
-    Raises `InputError` naming a project that is not there, or cannot do it.
+    Raises `InputError` naming a project that is not there, or cannot do it, and for more tokens than the model has
+    positions.
     """
-    import torch
-
     model = opened.model
+    against = there(against, model.spec.shape)
+    _must_reach(opened, work)
     here = Here(model)
     progress("a first time, which does not count")
     peak = warm(here, work)
@@ -123,10 +127,19 @@ def bench(
         )
 
 
+def _must_reach(opened: Opened, work: Work) -> None:
+    """Raises `InputError` where the model has learned too few positions for all new tokens."""
+    reads_source = opened.model.spec.shape == "encoder-decoder"
+    last, known = work.new_tokens if reads_source else work.length, opened.model.positions
+    if work.new_tokens and known is not None and last > known:
+        asked = f"{work.new_tokens:,} new tokens" + (f" after {work.prompt_tokens:,}" if not reads_source else "")
+        raise InputError(f"{opened.reference} has learned {known:,} positions, too few for {asked}; ask for fewer")
+
+
 def _rates(here: Here, work: Work) -> tuple[float, float]:
     """Of reading and of multiplying, now: before and after the rounds, the better of which counts."""
-    device, rows = here.model.device, work.batch * work.prompt_tokens
-    return machine.read_rate(device), machine.matrix_rate(here.model.spec, rows, here.multiplies, device)
+    model, rows = here.model, work.batch * work.prompt_tokens
+    return machine.read_rate(model.device), machine.matrix_rate(model.spec, rows, model.dtype, model.device)
 
 
 def _phases(opened: Opened, work: Work, laps: dict[str, list[list[float]]]) -> tuple[Phase, ...]:

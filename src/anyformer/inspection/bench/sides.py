@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -73,17 +73,10 @@ class Here:
     """A model of this project, by the loop that its users run."""
 
     def __init__(self, model: Transformer) -> None:
-        from anyformer import __version__
-
-        self.model, self.version = model, __version__
+        self.model, self.version = model, metadata.version("anyformer")
         self.dtype = str(model.dtype).removeprefix("torch.")
         if model.quantization is not None:
             self.dtype, _ = Counter(model.quantization.formats.values()).most_common(1)[0]
-
-    @property
-    def multiplies(self) -> torch.dtype:
-        """What its products are computed in."""
-        return self.model.dtype
 
     def generate(self, work: Work, lap: Lap) -> list[list[int]]:
         start = self.model.generation.get("decoder_start_token_id", 0)
@@ -137,31 +130,42 @@ class Opened:
 
 
 class Rival(NamedTuple):
-    """Another project: the room here that knows it (`open(opened, place, work) -> Side`), the package it is in, and the
-    name by which that is installed."""
+    """Another project: the room here that knows it (`open(opened, place, work) -> Side`), the package it is in, the
+    name by which that is installed, and the shapes of the models that it is compared on."""
 
     room: str
     package: str
     install: str
+    shapes: tuple[str, ...] = ("encoder", "decoder", "encoder-decoder")
 
 
 RIVALS = {
     "transformers": Rival("anyformer.inspection.bench.hugging_face", "transformers", "transformers"),
-    "llama.cpp": Rival("anyformer.inspection.bench.llama_cpp", "llama_cpp", "llama-cpp-python"),
+    "llama.cpp": Rival("anyformer.inspection.bench.llama_cpp", "llama_cpp", "llama-cpp-python", ("decoder",)),
 }
 
 
-@contextmanager
-def beside(opened: Opened, names: Sequence[str], work: Work) -> Iterator[dict[str, Side]]:
-    """The same weights in other projects, by their names, each ready to work.
-
-    What those read is written into a temporary directory where need be. Raises `InputError` for a project that is not
-    known, not installed, or cannot do it."""
-    for name in names:
+def there(names: Iterable[str], shape: str | None = None) -> list[str]:
+    """The names of other projects, each once. Raises `InputError` for one that is not known or not installed, and where
+    it is not compared on models of such a `shape`."""
+    found = list(dict.fromkeys(names))
+    for name in found:
         if name not in RIVALS:
             raise InputError(f"there is nothing called '{name}' to compare with; there are {', '.join(RIVALS)}")
         if find_spec(RIVALS[name].package) is None:
             raise InputError(f"{name} is not installed here; pip install {RIVALS[name].install}, or leave it out")
+        if shape is not None and shape not in RIVALS[name].shapes:
+            raise InputError(f"{name} is compared on {'s, '.join(RIVALS[name].shapes)}s, not on {shape}s; leave it out")
+    return found
+
+
+@contextmanager
+def beside(opened: Opened, names: Iterable[str], work: Work) -> Iterator[dict[str, Side]]:
+    """The same weights in other projects, by their names, each ready to work.
+
+    What those read is written into a temporary directory where need be. Raises `InputError` as `there`, and where one
+    cannot run these weights."""
+    names = there(names, opened.model.spec.shape)
     with tempfile.TemporaryDirectory() as directory, ExitStack() as open_sides:
         sides: dict[str, Side] = {}
         for name in names:
