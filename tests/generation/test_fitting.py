@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from anyformer import families, machine, planning
+from anyformer import families, machine, planning, spec
 from anyformer.errors import InputError
 from anyformer.generation import Prompts, Settings, search, steps
 from anyformer.model import Transformer, build
@@ -30,7 +30,7 @@ def test_a_prompt_beyond_memory_is_refused(small: None, monkeypatch: pytest.Monk
     model = built("llama")
     monkeypatch.setattr(model, "next_logits", pytest.fail)
     prompt = torch.ones(1, 101, dtype=torch.long)
-    said = r"101 tokens need .* GB for keys and values in float32.*at most 100 tokens, load the model in bfloat16"
+    said = r"of a prompt of 101 tokens take .* GB in float32.*at most 100 tokens, load the model in bfloat16"
     with pytest.raises(InputError, match=said):
         next(iter(steps(model, Prompts(prompt), Settings(max_new_tokens=1))))
     with pytest.raises(InputError, match="give at most"):
@@ -54,7 +54,7 @@ def test_in_8_bits_more_fits(small: None) -> None:
     with pytest.raises(InputError, match=r'in 8 bits \(quantize_cache="int8"\)'):
         model.generate(torch.ones(1, 300, dtype=torch.long), max_new_tokens=1)
     model.generate(torch.ones(1, 300, dtype=torch.long), max_new_tokens=1, quantize_cache="int8")
-    with pytest.raises(InputError, match=r"GB for keys and values in int8.*tokens, use a model"):
+    with pytest.raises(InputError, match=r"take 0\.0 GB in int8.*tokens, use a model"):
         model.generate(torch.ones(1, 500, dtype=torch.long), max_new_tokens=1, quantize_cache="int8")
 
 
@@ -80,6 +80,31 @@ def test_copies_of_a_prompt_are_counted(small: None) -> None:
         model.generate(prompt, max_new_tokens=1, beams=2)
     with pytest.raises(InputError, match="3 continuations of a prompt of 60 tokens"):
         model.generate(prompt, max_new_tokens=1, temperature=1.0, answers=3)
+
+
+@pytest.mark.parametrize("name", ["bert", "t5", "llama"])
+def test_what_is_read_at_once_must_fit(small: None, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A text to embed, and an encoder's source: refused with the figures, before anything is computed."""
+    model = built(name)
+    for stack in (model.encoder, model.decoder):
+        if stack is not None:
+            monkeypatch.setattr(stack, "forward", pytest.fail)
+    texts = torch.ones(2, 100, dtype=torch.long)
+    said = r"2 texts of 100 tokens, read at once, would take .* GB.*; give shorter ones, or fewer at a time"
+    with pytest.raises(InputError, match=said):
+        model.embed_ids(texts)
+    if model.spec.shape == "encoder-decoder":
+        with pytest.raises(InputError, match=said):
+            model.generate(texts, max_new_tokens=1, start=0)
+
+
+def test_a_prompt_whose_tokens_see_all_of_it_must_fit_at_once(small: None) -> None:
+    """A prefix is not read in pieces."""
+    described = built("llama").spec.model_dump()
+    described["decoder"]["pattern"][0]["branches"][0]["mixer"]["visibility"] = "prefix"
+    model = build(spec.Transformer.from_data(described), seed=0).eval()
+    with pytest.raises(InputError, match="a text of 90 tokens, read at once"):
+        model.generate(torch.ones(1, 90, dtype=torch.long), max_new_tokens=1)
 
 
 def test_a_window_always_fits(small: None) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from anyformer.errors import InputError
-from anyformer.generation.fitting import must_fit
+from anyformer.generation.fitting import must_fit, must_read
 from anyformer.generation.penalties import Said
 from anyformer.generation.prompts import Prompts
 from anyformer.generation.sampling import Draws, next_token
@@ -253,6 +253,10 @@ def pieces(model: Decoder, prompts: Prompts, cache: Cache, more: int = 0, copies
     rows, length = prompts.ids.shape
     must_fit(model.spec, model.dtype, rows, length, cache, more, copies)
     source, source_valid = prompts.source, prompts.source_valid
+    if source is not None and model.spec.encoder is not None:
+        must_read(model.spec.encoder, source.device, rows, source.shape[-1])
+    if model.sees_prefix:
+        must_read(model.spec.output, prompts.device, rows, length)
     start = 0
     while start < length:
         size = length if model.sees_prefix else piece(model.spec, rows, cache.length)

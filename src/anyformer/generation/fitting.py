@@ -1,4 +1,4 @@
-"""Whether a prompt's keys and values have room in this machine's memory: known before anything is computed."""
+"""Whether what is read has room in this machine's memory: known before anything is computed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from anyformer import machine, planning
 from anyformer.errors import InputError
 from anyformer.generation.settings import Settings
 from anyformer.parts.cache import Cache
-from anyformer.planning.pieces import choosing
-from anyformer.spec import Transformer
+from anyformer.planning.pieces import choosing, passing
+from anyformer.spec import Stack, Transformer
 
 
 def must_step(spec: Transformer, device: torch.device, prompts: int, length: int, settings: Settings) -> None:
@@ -30,6 +30,19 @@ def must_step(spec: Transformer, device: torch.device, prompts: int, length: int
         f"each step of {_prompts(prompts, copies)} takes {prompts * copies * each / 1e9:,.1f} GB, with logits of "
         f"{V:,} tokens each, and of this machine's memory {left / 1e9:,.1f} GB are left; {fewer}: "
         f"{left // each:,} side by side fit"
+    )
+
+
+def must_read(stack: Stack, device: torch.device, rows: int, tokens: int) -> None:
+    """Raises `InputError`, with the figures, where `rows` texts of `tokens` do not pass through a stack that reads them
+    at once, for each token sees what stands behind it."""
+    left, needed = machine.available(device), passing(stack, rows, tokens, tokens)
+    if left is None or needed <= left:
+        return
+    text = "a text" if rows == 1 else f"{rows:,} texts"
+    raise InputError(
+        f"{text} of {tokens:,} tokens, read at once, would take {needed / 1e9:,.1f} GB, and of this machine's memory "
+        f"{left / 1e9:,.1f} GB are left; give shorter ones" + ("" if rows == 1 else ", or fewer at a time")
     )
 
 
@@ -57,10 +70,10 @@ def must_fit(
     most = int((left + cache.bytes()) / whole * length)
     weights = planning.parameters(spec).total
     raise InputError(
-        f"{_prompts(rows, copies)} of {length:,} tokens need {whole / 1e9:,.1f} GB for keys and values in "
-        f"{kept or name}, and of this machine's memory {left / 1e9:,.1f} GB are left beside {weights / 1e6:,.0f} "
-        f"million weights; give at most {most:,} tokens{_fewer(rows)}{_narrower(name, kept)}, use a model whose "
-        f"attention has a window, or a machine with more memory"
+        f"keys and values of {_prompts(rows, copies)} of {length:,} tokens take {whole / 1e9:,.1f} GB in "
+        f"{kept or name}, and of this machine's memory {left / 1e9:,.1f} GB are left beside {weights:,} weights; give "
+        f"{f'at most {most:,} tokens' if most else 'shorter ones'}{_fewer(rows)}{_narrower(name, kept)}, use a model "
+        f"whose attention has a window, or a machine with more memory"
     )
 
 

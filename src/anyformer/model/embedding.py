@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from anyformer import spec
 from anyformer.errors import InputError
 from anyformer.generation import left_padded
+from anyformer.generation.fitting import must_read
 from anyformer.model.heads import pool
 from anyformer.model.inputs import tokens_of
 from anyformer.model.prompting import right_padded, tokenizer_of
@@ -48,6 +49,7 @@ def embed_ids(model: Transformer, ids: Tensor, valid: Tensor | None) -> Tensor:
     head = model.spec.head if isinstance(model.spec.head, spec.EmbeddingHead) else spec.EmbeddingHead(normalize=False)
     if model.encoder is None and head.pooling == "first":
         raise InputError("a decoder's first token has seen nothing but itself; pool the mean or the last")
+    must_read(model.spec.encoder or model.spec.output, ids.device, *ids.shape)
     tokens = tokens_of(ids, valid, None, None, None)
     pooled = pool(_reader(model)(ids, Context(tokens)).float(), tokens, head.pooling)
     return nn.functional.normalize(pooled, dim=-1) if head.normalize else pooled
