@@ -163,6 +163,23 @@ def test_several_lines_make_one_message(
     assert anyformer("chat", talker, "-n", LENGTH).out.splitlines() == wanted
 
 
+def test_settings_are_those_of_generate(
+    anyformer: Callable, talker: Path, model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Options that other verbs have reach the answers of a conversation; a search that the model's file asks for is
+    passed over."""
+    settings = {"no_repeat_ngram": 1, "min_new_tokens": 3, "encoder_no_repeat_ngram": 2, "exponential_decay": (1, 1.5)}
+    wanted = answer(Conversation(model, max_new_tokens=LENGTH, **settings), "one")
+    assert wanted != answer(Conversation(model, max_new_tokens=LENGTH), "one")
+    monkeypatch.setattr("sys.stdin", StringIO("one\n"))
+    asked = ("--no-repeat-ngram", 1, "--min-new-tokens", 3, "--encoder-no-repeat-ngram", 2)
+    assert anyformer("chat", talker, "-n", LENGTH, *asked, "--exponential-decay", 1, 1.5).out == f"{wanted}\n"
+    model.generation |= {"penalty_alpha": 0.6, "top_k": 4, "no_repeat_ngram_size": 1}
+    searched = Conversation(model, max_new_tokens=LENGTH)
+    model.generation = {"no_repeat_ngram_size": 1}
+    assert answer(searched, "one") == answer(Conversation(model, max_new_tokens=LENGTH), "one")
+
+
 def test_what_is_wrong_from_the_start_is_said_at_the_start(
     anyformer: Callable, talker: Path, model: Transformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,8 +103,22 @@ def test_pairs(anyformer: Callable, tmp_path: Path) -> None:
     wanted = scores([Answered(source, target, each) for (source, target), each in zip(rows, answers)])
     assert {name: said[name] for name in wanted} == pytest.approx(wanted)
     assert said["objective"] == "seq2seq" and said["examples"] == 3
+    drawing = ("--temperature", 1.5, "--no-repeat-ngram", 1, "--min-new-tokens", 4, "--seed", 3)
+    said = json.loads(anyformer("evaluate", model, tmp_path / "rows.tsv", *drawing, "-n", 5, "--json").out)
+    drawn = {"temperature": 1.5, "no_repeat_ngram": 1, "min_new_tokens": 4, "seed": 3, "max_new_tokens": 5}
+    answers = load(model).generate([source for source, _ in rows], **drawn)
+    assert [each["answer"] for each in said["samples"]] == [each.strip() for each in answers]
     written = anyformer(*asked).out
     assert "BLEU" in written and "wanted  two cats" in written and "three" not in written
+
+
+def test_settings_of_answers_where_none_are_given(anyformer: Callable, talker: Path, file: Path) -> None:
+    """Refused by name: of texts, and for tasks that say themselves how they are answered."""
+    ran = anyformer("evaluate", talker, file, "--beams", 4, "--no-repeat-ngram", 3)
+    sentence = "objective 'causal' asks for no answers that could be generated: leave out beams, no_repeat_ngram\n"
+    assert (ran.code, ran.err) == (2, f"anyformer: {sentence}")
+    ran = anyformer("evaluate", talker, "--tasks", "arc_easy", "--beams", 4)
+    assert ran.code == 2 and "tasks of lm-eval say themselves how they are answered: leave out beams" in ran.err
 
 
 def test_hidden_tokens(anyformer: Callable, tmp_path: Path, file: Path) -> None:

@@ -43,7 +43,9 @@ class Conversation:
     """
 
     def __init__(self, model: Transformer, system: str | None = None, **settings: Any) -> None:
-        self.model, self.settings = model, model.settings(**settings).model_copy(update={"answers": 1})
+        # A search that a file asks for has no next token before it is over.
+        one = {"answers": 1, "beams": 1, "penalty_alpha": 0.0}
+        self.model, self.settings = model, model.settings(**settings).model_copy(update=one)
         self.opening = [{"role": "system", "content": system}] if system is not None else []
         self.reset()
         if self.opening:
@@ -105,30 +107,19 @@ class Conversation:
         return ids[held:]
 
 
+@settings.generating(*settings.SEARCH, "batch_invariant", max_new_tokens=LONGEST_ANSWER)
 def chat(
     context: typer.Context,
     model: ModelArgument,
     system: Annotated[
         str | None, typer.Option("--system", help="What the model is told before all else.", show_default=False)
     ] = None,
-    max_new_tokens: settings.MaxNewTokens = LONGEST_ANSWER,
-    temperature: settings.Temperature = None,
-    top_k: settings.TopK = None,
-    top_p: settings.TopP = None,
-    min_p: settings.MinP = None,
-    typical_p: settings.TypicalP = None,
-    seed: settings.Seed = None,
-    repetition_penalty: settings.RepetitionPenalty = None,
-    frequency_penalty: settings.FrequencyPenalty = None,
-    presence_penalty: settings.PresencePenalty = None,
-    stop: settings.Stop = None,
-    prompt_lookup: settings.PromptLookup = None,
-    quantize_cache: settings.QuantizeCache = None,
     dtype: DtypeOption = None,
     quantize: QuantizeOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     debug: DebugOption = False,
+    **options: Any,
 ) -> None:
     """Hold a conversation, with the model's own chat template.
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from anyformer.cli import settings
 from anyformer.cli.common import (
     DebugOption,
     DeviceOption,
@@ -23,7 +24,6 @@ from anyformer.cli.common import (
     progress,
     waiting,
 )
-from anyformer.cli.settings import Beams, LengthPenalty, MaxNewTokens
 from anyformer.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ TITLES = {
 OF_TEXTS = ("tokens", "bytes", "loss", "perplexity", "bits_per_byte")
 
 
+@settings.generating("answers")
 def evaluate(
+    context: typer.Context,
     model: ModelArgument,
     data: Annotated[
         list[str] | None, typer.Argument(help="Files of texts or records, folders or globs.", show_default=False)
@@ -68,10 +70,7 @@ def evaluate(
     last: Annotated[
         int | None, typer.Option("--last", min=1, help="Take so many documents only, the last.", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of what is hidden or cut out.")] = 0,
-    beams: Beams = None,
-    length_penalty: LengthPenalty = None,
-    max_new_tokens: MaxNewTokens = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of what is hidden or cut out, and of draws.")] = 0,
     samples: Annotated[int, typer.Option("--samples", min=0, help="How many answers to show.")] = 3,
     tasks: Annotated[
         str | None, typer.Option("--tasks", help="Tasks of lm-eval, commas between them.", show_default=False)
@@ -89,6 +88,7 @@ def evaluate(
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     debug: DebugOption = False,
+    **options: Any,
 ) -> None:
     """Measure a model on texts, on records, or on lm-eval's tasks.
 
@@ -102,6 +102,9 @@ def evaluate(
         raise InputError("--limit takes the first documents and --last the last: give one of them")
     if bool(data) == bool(tasks):
         raise InputError("name data to evaluate on, or tasks of lm-eval with --tasks")
+    asked = {name: value for name, value in settings.given(context).items() if name != "seed"}
+    if tasks and asked:
+        raise InputError(f"tasks of lm-eval say themselves how they are answered: leave out {', '.join(asked)}")
     if tasks:
         from anyformer.inspection.evaluation.answering import needed
 
@@ -135,9 +138,7 @@ def evaluate(
                     seed=seed,
                     samples=samples,
                     bars=bar,
-                    beams=beams,
-                    length_penalty=length_penalty,
-                    max_new_tokens=max_new_tokens,
+                    **asked,
                 )
 
     before: dict[str, Any] = {}

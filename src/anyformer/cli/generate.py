@@ -26,38 +26,13 @@ if TYPE_CHECKING:
     from anyformer.model import Transformer
 
 
+@settings.generating()
 def generate(
     context: typer.Context,
     model: ModelArgument,
     prompt: Annotated[
         str, typer.Argument(help="What to continue; - reads it from standard input.", show_default=False)
     ],
-    max_new_tokens: settings.MaxNewTokens = None,
-    min_new_tokens: settings.MinNewTokens = None,
-    temperature: settings.Temperature = None,
-    top_k: settings.TopK = None,
-    top_p: settings.TopP = None,
-    min_p: settings.MinP = None,
-    typical_p: settings.TypicalP = None,
-    seed: settings.Seed = None,
-    repetition_penalty: settings.RepetitionPenalty = None,
-    frequency_penalty: settings.FrequencyPenalty = None,
-    presence_penalty: settings.PresencePenalty = None,
-    no_repeat_ngram: settings.NoRepeatNgram = None,
-    penalty_alpha: settings.PenaltyAlpha = None,
-    beams: settings.Beams = None,
-    beam_groups: settings.BeamGroups = None,
-    diversity_penalty: settings.DiversityPenalty = None,
-    length_penalty: settings.LengthPenalty = None,
-    early_stopping: settings.Early = None,
-    answers: settings.Answers = None,
-    stop: settings.Stop = None,
-    json_schema: settings.JsonSchema = None,
-    regex: settings.Regex = None,
-    grammar: settings.Grammar = None,
-    prompt_lookup: settings.PromptLookup = None,
-    quantize_cache: settings.QuantizeCache = None,
-    batch_invariant: settings.BatchInvariant = None,
     draft: settings.Draft = None,
     logprobs: settings.Logprobs = None,
     as_json: JsonOption = False,
@@ -66,6 +41,7 @@ def generate(
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     debug: DebugOption = False,
+    **options: Any,
 ) -> None:
     """Continue a prompt, as it comes (an encoder-decoder answers it).
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,10 +13,12 @@ import typer
 
 # What is not given is as the checkpoint says, so no default is shown.
 _option = partial(typer.Option, show_default=False)
+_bounding = partial(_option, rich_help_panel="How long")
 _drawing = partial(_option, rich_help_panel="Drawing")
 _repeating = partial(_option, rich_help_panel="What is there already")
 _searching = partial(_option, rich_help_panel="Search")
 _forming = partial(_option, rich_help_panel="What it may be")
+_hurrying = partial(_option, rich_help_panel="How fast, and in how much memory")
 
 
 class CacheType(StrEnum):
@@ -31,8 +35,17 @@ class EarlyStopping(StrEnum):
     never = "never"
 
 
-MaxNewTokens = Annotated[int | None, _option("--max-new-tokens", "-n", min=1, help="The most tokens to add.")]
-MinNewTokens = Annotated[int | None, _option("--min-new-tokens", min=0, help="The fewest tokens to add.")]
+MaxNewTokens = Annotated[int | None, _bounding("--max-new-tokens", "-n", min=1, help="The most tokens to add.")]
+MinNewTokens = Annotated[int | None, _bounding("--min-new-tokens", min=0, help="The fewest tokens to add.")]
+MinLength = Annotated[
+    int | None, _bounding("--min-length", min=0, help="The fewest tokens, a decoder's prompt included.")
+]
+ExponentialDecay = Annotated[
+    tuple[int, float] | None,
+    _bounding(
+        "--exponential-decay", metavar="N F", help="After N tokens, make an end likelier by the factor F with each."
+    ),
+]
 Temperature = Annotated[
     float | None, _drawing("--temperature", "-t", min=0, help="0 always takes the likeliest token.")
 ]
@@ -58,6 +71,12 @@ PresencePenalty = Annotated[
 ]
 NoRepeatNgram = Annotated[
     int | None, _repeating("--no-repeat-ngram", min=0, help="Let no so many tokens in a row stand there twice.")
+]
+EncoderNoRepeatNgram = Annotated[
+    int | None,
+    _repeating(
+        "--encoder-no-repeat-ngram", min=0, help="Say again no so many tokens in a row of the source, or the prompt."
+    ),
 ]
 PenaltyAlpha = Annotated[
     float | None,
@@ -90,7 +109,7 @@ Regex = Annotated[str | None, _forming("--regex", help="Answer what this regular
 Grammar = Annotated[Path | None, _forming("--grammar", help="Answer in the language of the Lark grammar in this file.")]
 PromptLookup = Annotated[
     int | None,
-    _option(
+    _hurrying(
         "--prompt-lookup",
         min=0,
         help="Guess so many tokens at a time from what the prompt says: faster, the same text.",
@@ -98,14 +117,14 @@ PromptLookup = Annotated[
 ]
 BatchInvariant = Annotated[
     bool | None,
-    _option(
+    _hurrying(
         "--batch-invariant",
         help="Let no answer depend on the others, to the bit; beyond 512 tokens each is then decoded by itself.",
     ),
 ]
 QuantizeCache = Annotated[
     CacheType | None,
-    _option(
+    _hurrying(
         "--quantize-cache",
         help="Keep keys and values in 8 bits: half the memory of long contexts, nearly the same text.",
     ),
@@ -121,6 +140,60 @@ Draft = Annotated[
 Logprobs = Annotated[
     int | None, _option("--logprobs", min=0, help="With --json: so many of the likeliest tokens at each place.")
 ]
+
+
+#: The options of a verb that generates, each by its setting's name.
+OPTIONS: dict[str, Any] = {
+    "max_new_tokens": MaxNewTokens,
+    "min_new_tokens": MinNewTokens,
+    "min_length": MinLength,
+    "exponential_decay": ExponentialDecay,
+    "temperature": Temperature,
+    "top_k": TopK,
+    "top_p": TopP,
+    "min_p": MinP,
+    "typical_p": TypicalP,
+    "seed": Seed,
+    "repetition_penalty": RepetitionPenalty,
+    "frequency_penalty": FrequencyPenalty,
+    "presence_penalty": PresencePenalty,
+    "no_repeat_ngram": NoRepeatNgram,
+    "encoder_no_repeat_ngram": EncoderNoRepeatNgram,
+    "penalty_alpha": PenaltyAlpha,
+    "beams": Beams,
+    "beam_groups": BeamGroups,
+    "diversity_penalty": DiversityPenalty,
+    "length_penalty": LengthPenalty,
+    "early_stopping": Early,
+    "answers": Answers,
+    "stop": Stop,
+    "json_schema": JsonSchema,
+    "regex": Regex,
+    "grammar": Grammar,
+    "prompt_lookup": PromptLookup,
+    "quantize_cache": QuantizeCache,
+    "batch_invariant": BatchInvariant,
+}
+Verb = Callable[..., None]
+#: Those of a search, which weighs whole answers.
+SEARCH = ("penalty_alpha", "beams", "beam_groups", "diversity_penalty", "length_penalty", "early_stopping", "answers")
+
+
+def generating(*but: str, **defaults: Any) -> Callable[[Verb], Verb]:
+    """Gives a command all of OPTIONS beside its own, `but` for some; `given` tells it which were given."""
+
+    def with_options(command: Verb) -> Verb:
+        own = signature(command, eval_str=True)
+        kept = [each for each in own.parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
+        more = [
+            Parameter(name, Parameter.KEYWORD_ONLY, default=defaults.get(name), annotation=option)
+            for name, option in OPTIONS.items()
+            if name not in but and name not in own.parameters
+        ]
+        command.__signature__ = own.replace(parameters=[*kept, *more])  # type: ignore[attr-defined]
+        return command
+
+    return with_options
 
 
 def given(context: typer.Context) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from anyformer.generation.answering import answers, decode, stream
 from anyformer.generation.beam import search
 from anyformer.generation.decoding import Decoder, steps, until_end
 from anyformer.generation.prompts import Prompts, left_padded
+from anyformer.generation.sampling import seeds_of
 from anyformer.generation.settings import Settings
 from anyformer.generation.speculation import Speculation, Tally
-from anyformer.generation.stopping import Writing, with_marks
+from anyformer.generation.stopping import Writing, with_marks, written
 
 __all__ = [
     "Answer",
@@ -22,8 +23,10 @@ __all__ = [
     "decode",
     "left_padded",
     "search",
+    "seeds_of",
     "steps",
     "stream",
     "until_end",
     "with_marks",
+    "written",
 ]

@@ -29,6 +29,19 @@ def test_answers_are_those_of_generate(beams: int) -> None:
     assert [(each.source, each.target) for each in found] == [(text, text.upper()) for text in SOURCES]
 
 
+def test_an_answer_has_a_seed_of_its_own_and_ends_before_a_stop_string(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A draw is that of the record's place, not of its place in a batch; what ends an answer is no part of it."""
+    model = tiny("t5:tiny", "seq2seq").eval()
+    drawn = {"temperature": 1.5, "max_new_tokens": 6, "seed": 4}
+    (first, *_) = wanted = [each.answer for each in answer(model, DOCUMENTS, **drawn)[0]]
+    assert len(set(wanted)) > 1
+    monkeypatch.setattr(answering, "SIDE_BY_SIDE", 2)
+    assert [each.answer for each in answer(model, DOCUMENTS, **drawn)[0]] == wanted
+    stop = first[2:4]
+    stopped = [each.answer for each in answer(model, DOCUMENTS, stop=stop, **drawn)[0]]
+    assert stopped == [text.partition(stop)[0].strip() for text in wanted] and stopped != wanted
+
+
 def test_a_decoder_answers_behind_a_line_break(monkeypatch: pytest.MonkeyPatch) -> None:
     """As it was trained: the source, a line break, and then its answer; pairs that are too long are counted."""
     model = tiny("llama:tiny", "seq2seq").eval()

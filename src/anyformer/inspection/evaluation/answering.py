@@ -9,7 +9,7 @@ from typing import Any
 
 from anyformer.data import Document
 from anyformer.errors import InputError
-from anyformer.generation import Settings, left_padded, until_end
+from anyformer.generation import Settings, left_padded, seeds_of, with_marks, written
 from anyformer.inspection.evaluation.asking import Progress, evaluating, longest, reader, side_by_side, unheard
 from anyformer.model import Transformer
 from anyformer.training.objectives import SequenceToSequence
@@ -49,24 +49,26 @@ def answer(
     """What the model answers to the `source` of each record, in their order; and how many records were left out,
     empty or longer than `length` tokens on either side.
 
-    A decoder reads the source and a line break, as objective `seq2seq` trains it. `settings` are those of `generate`.
-    Answers come in batches of sources of about the same length, which changes none of them.
+    A decoder reads the source and a line break, as objective `seq2seq` trains it. `settings` are those of `generate`;
+    each record has a seed of its own. Answers come in batches of sources of about the same length, which changes none.
     """
     tokenizer = reader(model, "seq2seq")
     known = {"max_new_tokens": LONGEST_ANSWER, **model.generation}
     chosen = Settings.of(known, **{**settings, "answers": 1}).within(model.vocabulary)
+    chosen = with_marks(chosen, tokenizer) if chosen.stop else chosen
     documents = list(documents)
     columns = SequenceToSequence.encoder(tokenizer, model.spec, length or longest(model.spec), ())(documents)
     pairs = [(document, found["source"]) for document, found in zip(documents, columns) if found]
     order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][1]))
     answers: dict[int, str] = {}
+    seeds = seeds_of(chosen.seed, len(pairs))
     with evaluating(model):
         for batch in side_by_side([len(pairs[index][1]) for index in order], SIDE_BY_SIDE):
             together = [order[each] for each in batch]
             ids, valid = left_padded([pairs[index][1] for index in together], chosen.filler, model.device)
-            new = model.generate(ids, valid=valid, **chosen.model_dump())
-            for index, row in zip(together, new.tolist()):
-                answers[index] = tokenizer.decode(until_end(row, chosen.eos)).strip()
+            own = {**chosen.model_dump(), "seed": [seeds[index] for index in together]}
+            for index, row in zip(together, model.generate(ids, valid=valid, **own).tolist()):
+                answers[index] = (written(row, chosen, tokenizer).text or "").strip()
             progress(len(answers), len(pairs))
     found = [
         Answered(document.fields["source"], document.fields["target"], answers[index])

@@ -78,12 +78,17 @@ def report(
     """Figures by name, with `objective`, the natural one unless given. Besides, of texts `files` with figures of each,
     of classes `labels`, and of pairs `samples` of answers, which `settings` of `generate` decide.
 
-    `window` is how many tokens are read at a time, `seed` that of what is hidden or cut out. Raises `InputError` for an
-    objective that there is not, and as the files beside this one do.
+    `window` is how many tokens are read at a time, `seed` that of what is hidden or cut out, and of draws. Raises
+    `InputError` for an objective that there is not, for settings of answers where none are given, and as the files
+    beside this one do.
     """
     objective = objective or natural_objective(model.spec, data.holds_records)
     if objective not in OBJECTIVES:
         raise InputError(f"there is no objective '{objective}'; there are {', '.join(OBJECTIVES)}")
+    if settings and objective != "seq2seq":
+        raise InputError(
+            f"objective '{objective}' asks for no answers that could be generated: leave out {', '.join(settings)}"
+        )
     if objective == "causal":
         return {"objective": objective, **_of_texts(model, data, window, stride, bars)}
     documents = data.documents(OBJECTIVES[objective].fields_of(data.columns))
@@ -97,7 +102,7 @@ def report(
         }
     pairs = list(documents)
     figures = ask(model, objective, pairs, length=window, progress=bars("reading"))
-    answered, _ = answer(model, pairs, length=window, progress=bars("answering"), **settings)
+    answered, _ = answer(model, pairs, length=window, progress=bars("answering"), seed=seed, **settings)
     shown = [vars(each) for each in answered[:samples]]
     return {"objective": objective, **figures, **scores(answered), "samples": shown}
 
