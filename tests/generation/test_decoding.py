@@ -411,6 +411,9 @@ def test_what_cannot_be_continued_is_said() -> None:
         InputError, match="'eos' cannot be used: there is no token 99, as this model's vocabulary of 37"
     ):
         model.generate(ids, eos=99)
+    for answering in (text_model().generate, text_model().answers):
+        with pytest.raises(InputError, match="valid says which ids are no padding, and texts have none; leave it out"):
+            answering(["a", "b"], valid=torch.ones(2, 1, dtype=torch.bool))  # type: ignore[call-overload]
     with pytest.raises(InputError, match=r"stream takes a text, a list of texts, or the ids of one text as a list"):
         model.stream(ids[0])
     with pytest.raises(InputError, match="no token is known that the decoder starts with; give start="):

@@ -40,8 +40,13 @@ def encode(model: Transformer, prompts: Sequence[str], settings: Settings) -> li
     return [row or [start] for row in rows]  # type: ignore[list-item]
 
 
-def batch(model: Transformer, prompts: Sequence[str], settings: Settings) -> tuple[Tensor, Tensor | None]:
-    """Texts as ids [B, T], and which are no padding: on the left for a decoder, on the right for an encoder."""
+def batch(
+    model: Transformer, prompts: Sequence[str], settings: Settings, given: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Texts as ids [B, T], and which are no padding: on the left for a decoder, on the right for an encoder. Raises
+    `InputError` where that is `given` already."""
+    if given is not None:
+        raise InputError("valid says which ids are no padding, and texts have none; leave it out, or hand over ids")
     if isinstance(prompts, str):
         raise InputError("generate takes a list of texts; put the text in one: [text]")
     if not isinstance(prompts, Sequence) or not all(isinstance(prompt, str) for prompt in prompts):

@@ -314,7 +314,7 @@ class Transformer(nn.Module):
         speculation = self._speculation(draft, tally, chosen)
         if isinstance(prompts, Tensor):
             return self._generate(prompts.to(self.device), valid, chosen, speculation)
-        ids, valid = prompting.batch(self, prompts, chosen)
+        ids, valid = prompting.batch(self, prompts, chosen, valid)
         if not prompts:
             return []
         tokenizer = prompting.tokenizer_of(self)
@@ -340,7 +340,7 @@ class Transformer(nn.Module):
         speculation = self._speculation(draft, tally, chosen)
         if isinstance(prompts, Tensor):
             return self._answers(prompts.to(self.device), valid, chosen, speculation)
-        ids, valid = prompting.batch(self, prompts, chosen)
+        ids, valid = prompting.batch(self, prompts, chosen, valid)
         return self._answers(ids, valid, chosen, speculation) if prompts else []
 
     def settings(self, **given: Any) -> Settings:
