@@ -109,6 +109,29 @@ def test_what_the_system_refuses_is_bad_input(anyformer: Callable, monkeypatch: 
     assert (ran.code, ran.err) == (2, "anyformer: /there: Permission denied\n")
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")]
+)
+def test_memory_that_runs_out_is_no_bug(error: Exception, anyformer: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sentence with what to do."""
+    monkeypatch.setattr("anyformer.planning.describe", fail(error))
+    ran = anyformer("inspect", "llama:tiny")
+    assert ran.code == app.BAD_INPUT
+    assert ran.err.startswith("anyformer: there was not enough memory; give less at a time")
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_warning_is_a_sentence(debug: bool) -> None:
+    """Without the line of code that gave it, which --debug shows."""
+    code = (
+        "import warnings\nfrom anyformer.cli import app\n"
+        "app.app = lambda args, prog_name: warnings.warn('slower today')\n"
+        f"app.main({['list', '--debug'] if debug else ['list']})"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    assert ("UserWarning" in said) if debug else said == "slower today\n"
+
+
 def test_ctrl_c_leaves_with_130(anyformer: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interrupt ends a command quietly with the code of SIGINT."""
     monkeypatch.setattr("anyformer.planning.describe", fail(KeyboardInterrupt()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from io import TextIOWrapper
 
@@ -29,6 +30,8 @@ from anyformer.errors import AnyformerError
 
 #: Exit codes: the input cannot be used; a mistake of our own (EX_SOFTWARE of sysexits.h).
 BAD_INPUT, BUG = 2, 70
+#: What torch says where memory runs out, on its devices.
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 app = typer.Typer(
     help="Every Transformer from one set of parts: load it, train it, compare it, look inside it.",
@@ -68,12 +71,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "--debug" in arguments:
         logging.basicConfig(format="%(name)s: %(message)s")
         logging.getLogger("anyformer").setLevel(logging.DEBUG)
+    else:
+        warnings.formatwarning = _sentence
     try:
         app(args=arguments, prog_name="anyformer")
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
         sys.exit(_tell(error))
+
+
+def _sentence(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning without the line of code that gave it."""
+    return f"{message}\n"
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether memory is what ran out."""
+    return isinstance(error, MemoryError) or any(said in str(error) for said in NO_MEMORY)
 
 
 def _tell(error: Exception) -> int:
@@ -84,6 +101,10 @@ def _tell(error: Exception) -> int:
             return BAD_INPUT
         case OSError(filename=str() as path, strerror=str() as reason):
             print(f"anyformer: {path}: {reason}", file=sys.stderr)
+            return BAD_INPUT
+        case MemoryError() | RuntimeError() if _is_memory(error):
+            advice = "give less at a time, or take a smaller model or fewer bits a number"
+            print(f"anyformer: there was not enough memory; {advice} (--debug shows where)", file=sys.stderr)
             return BAD_INPUT
         case _:
             what = " ".join(f"{type(error).__name__}: {error}".split())
