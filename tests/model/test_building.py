@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from odd_specs import odd_model, odd_stack
 from torch import nn
 
-from anyformer import planning, spec
-from anyformer.errors import CheckpointError, SpecError
-from anyformer.model import Transformer, build
+from anyformer import machine, planning, spec
+from anyformer.errors import CheckpointError, InputError, SpecError
+from anyformer.model import Transformer, build, load
 from anyformer.model.building import fill, initialize, unfilled
 from anyformer.parts.attention import Attention
 from anyformer.planning.shapes import shapes
@@ -232,6 +233,26 @@ def test_filling_names_what_is_missing() -> None:
     del tensors["decoder.layers.1.attention.query.weight"]
     with pytest.raises(CheckpointError, match=r"no tensor for 'decoder\.layers\.1\.attention\.query\.weight'"):
         fill(again, tensors)
+
+
+def test_weights_without_room_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With the figures, and what takes less, before any are drawn or read; what just fits is loaded."""
+    load("llama:tiny", device="cpu").save(tmp_path / "saved")
+    size = planning.weight_bytes(load("llama:tiny", device="cpu").spec, "float32")
+    monkeypatch.setattr(machine, "available", lambda device: size)
+    load("llama:tiny", device="cpu")
+    monkeypatch.setattr(machine, "available", lambda device: size - 1)
+    with pytest.raises(
+        InputError, match=r"of llama:tiny take 0\.0 GB in float32.*they take less in bfloat16 \(dtype\)$"
+    ):
+        load("llama:tiny", device="cpu")
+    with pytest.raises(InputError, match=r"less in bfloat16 \(dtype\), int8 or int4 \(quantize\)$"):
+        load(tmp_path / "saved", device="cpu")
+    assert load("llama:tiny", "bfloat16", "cpu").dtype == torch.bfloat16
+    assert load(tmp_path / "saved", device="cpu", quantize="int8").quantization is not None
+    monkeypatch.setattr(machine, "available", lambda device: 1)
+    with pytest.raises(InputError, match="take a smaller model"):
+        load("llama:tiny", "bfloat16", "cpu")
 
 
 def test_what_is_no_spec_is_not_built() -> None:

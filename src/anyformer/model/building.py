@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from anyformer import spec
+from anyformer import machine, planning, spec
 from anyformer.checkpoints import Checkpoint
 from anyformer.errors import CheckpointError, InputError, SpecError
 from anyformer.model.laid import is_laid, place
@@ -155,7 +155,7 @@ def load(
     then says what became of each, and such a model has no gradients. `ignore` names config attributes or tensors to
     pass over; `revision` is the repository's branch, tag or commit, which may stand in the reference as well
     (`org/name@revision`). Raises `CheckpointError` or `SpecError` naming what does not fit, and `InputError` for what
-    cannot be quantised as asked.
+    cannot be quantised as asked, and where memory has no room for the weights.
     """
     from anyformer import checkpoints, families
 
@@ -164,6 +164,7 @@ def load(
     reference = os.fspath(reference)
     preset = families.preset(reference)
     if preset is not None and revision is None and adapter is None:
+        _must_hold(reference, preset, chosen or torch.float32, where, fresh=True)
         model = build(preset, dtype=chosen or torch.float32, device=where)
         model.family = reference.split(":")[0]
         model.generation = dict(families.named(model.family).generation)
@@ -181,6 +182,7 @@ def load(
     if quantize == "auto":
         quantize = "keep" if checkpoint.blocks and where.type == "cpu" else None
     if quantize is None:
+        _must_hold(reference, checkpoint.spec, chosen, where, fresh=False)
         model = unfilled(checkpoint.spec, chosen, where)
     else:
         from anyformer.model import quantizing  # here, because most models are not quantised
@@ -189,6 +191,23 @@ def load(
     fill(model, checkpoint.tensors)
     inherit(model, checkpoint)
     return model.eval()
+
+
+def _must_hold(
+    reference: str, description: spec.Transformer, dtype: torch.dtype, device: torch.device, *, fresh: bool
+) -> None:
+    """Raises `InputError`, with the figures, where a model's weights have no room in the memory of a device. `fresh`
+    weights are drawn whole before they can be quantised."""
+    left, numbers = machine.available(device), planning.parameters(description).total
+    if left is None or numbers * dtype.itemsize <= left:
+        return
+    less = ["bfloat16 (dtype)"] if dtype.itemsize > 2 else []
+    less += [] if fresh else ["int8 or int4 (quantize)"]
+    raise InputError(
+        f"the {numbers:,} weights of {reference} take {numbers * dtype.itemsize / 1e9:,.1f} GB in "
+        f"{str(dtype).removeprefix('torch.')}, and of this machine's memory {left / 1e9:,.1f} GB are left; "
+        f"{'they take less in ' + ', '.join(less) if less else 'take a smaller model'}"
+    )
 
 
 def inherit(model: Transformer, checkpoint: Checkpoint) -> None:
