@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +62,62 @@ def test_what_no_other_tool_could_load(anyformer: Callable, tmp_path: Path) -> N
     assert refused.code == 2 and "--to anyformer" in refused.err and not (tmp_path / "out").exists()
     assert anyformer("convert", tmp_path / "odd", tmp_path / "out", "--to", "anyformer").code == 0
     assert load(tmp_path / "out").spec == load(tmp_path / "odd").spec
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a tokenizer that a GGUF file can hold, its matrices in float32."""
+    built = model.build(families.named("llama")("tiny"), seed=1)
+    built.family, built.tokenizer = "llama", text.train_bpe(["low lower lowest, newer wider " * 9], 300)
+    built.save(path := tmp_path_factory.mktemp("reader") / "directory")
+    return path
+
+
+def test_what_a_type_could_not_be_is_said(anyformer: Callable, reader: Path, tmp_path: Path) -> None:
+    """Rows that are no whole blocks are in another type, which is named; where all are whole, nothing is said."""
+    ran = anyformer("convert", reader, tmp_path / "k.gguf", "--type", "q4_k")
+    assert ran.code == 0, ran.err
+    assert "256 numbers are a block of Q4_K: rows of other lengths are in Q4_0, Q8_0\n" in ran.err
+    ran = anyformer("convert", "qwen3_moe:tiny", tmp_path / "moe.gguf", "--type", "q8_0")
+    assert "rows of other lengths are in F32\n" in ran.err
+    ran = anyformer("convert", reader, tmp_path / "0.gguf", "--type", "q4_0")
+    assert ran.code == 0 and "rows of other lengths" not in ran.err
+
+
+def test_to_quantise_what_is_quantised_is_said_to_lose(anyformer: Callable, reader: Path, tmp_path: Path) -> None:
+    """Not where blocks are copied as they are, nor where they become floats."""
+    anyformer("convert", reader, tmp_path / "4.gguf", "--type", "q4_0")
+    for type_, warned in (("q8_0", True), ("q4_0", False), ("f16", False)):
+        ran = anyformer("convert", tmp_path / "4.gguf", tmp_path / f"{type_}.gguf", "--type", type_)
+        assert ran.code == 0 and ("quantised already" in ran.err) == warned
+
+
+def test_the_loss_before_and_after(anyformer: Callable, reader: Path, tmp_path: Path) -> None:
+    """Of the model and of the file, with the change, as `evaluate` finds them; a preset, drawn anew each time, has
+    none, and then nothing is written."""
+    (tmp_path / "held.txt").write_text("lower and newer " * 20, encoding="utf-8")
+    ran = anyformer("convert", reader, tmp_path / "4.gguf", "--type", "q4_0", "--text", tmp_path / "held.txt")
+    assert ran.code == 0, ran.err
+    title, before, after, change = ran.out.splitlines()
+    assert title.split() == ["loss", "(nats/token)", "perplexity", "bits/byte"] and change.count("%") == 3
+    for row, name in ((before, reader), (after, tmp_path / "4.gguf")):
+        said = json.loads(anyformer("evaluate", name, tmp_path / "held.txt", "--json").out)
+        assert row.split() == [str(name), *(f"{said[each]:.4f}" for each in ("loss", "perplexity", "bits_per_byte"))]
+    assert before.split()[1:] != after.split()[1:]
+    ran = anyformer("convert", "llama:tiny", tmp_path / "x.gguf", "--text", tmp_path / "held.txt")
+    assert ran.code == 2 and "leave --text out" in ran.err and not (tmp_path / "x.gguf").exists()
+
+
+def test_a_target_of_the_wrong_kind_is_refused(anyformer: Callable, talker: Path, tmp_path: Path) -> None:
+    """A directory where a file is to be, and the other way round, --force or not; both stay as they are."""
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    for arguments, said in (
+        ((tmp_path, "--to", "gguf"), "is a directory; name the file to write"),
+        ((tmp_path / "file",), "is a file; name a directory to write"),
+    ):
+        ran = anyformer("convert", talker, *arguments, "--force")
+        assert ran.code == 2 and said in ran.err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_unknown_formats_are_refused(anyformer: Callable, talker: Path, tmp_path: Path) -> None:

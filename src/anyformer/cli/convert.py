@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from anyformer.cli.common import DebugOption, Dtype, ModelArgument, ThreadsOption, note, open_model, waiting
+from anyformer.cli.common import (
+    DebugOption,
+    Dtype,
+    ModelArgument,
+    ThreadsOption,
+    new_table,
+    note,
+    open_model,
+    open_reader,
+    print_table,
+    waiting,
+)
 from anyformer.errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    from anyformer.parts.blocks import Blocks
+    from anyformer.parts.blocks import Format as BlockFormat
 
 
 class Format(StrEnum):
@@ -34,6 +50,8 @@ class Type(StrEnum):
     q4_0 = "q4_0"
 
 
+#: What of an evaluation is a loss, and how it is called.
+LOSSES = {"loss": "loss (nats/token)", "perplexity": "perplexity", "bits_per_byte": "bits/byte"}
 FLOATS = {Type.f32: Dtype.float32, Type.f16: Dtype.float16, Type.bf16: Dtype.bfloat16}
 
 
@@ -68,6 +86,12 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--text", help="Texts to measure the loss on, before and after: a file, folder or glob.", show_default=False
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the model that OUT holds.")] = False,
     threads: ThreadsOption = None,
     debug: DebugOption = False,
@@ -81,9 +105,14 @@ def convert(
 
     Everything is written aside and moved into place, so that OUT never holds half a model.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
-        raise CheckpointError(f"{out} is there already and not empty; choose another name, or replace it with --force")
     to = to or (Format.gguf if out.suffix == ".gguf" else Format.huggingface)
+    if to is Format.gguf and out.is_dir():
+        raise CheckpointError(f"{out} is a directory; name the file to write, such as {out / 'model.gguf'}")
+    if to is not Format.gguf and out.is_file():
+        raise CheckpointError(f"{out} is a file; name a directory to write, or --to gguf")
+    if out.exists() and (out.is_file() or any(out.iterdir())) and not force:
+        raise CheckpointError(f"{out} is there already and not empty; choose another name, or replace it with --force")
+    before = _losses(model, text) if text else {}
     if to is Format.gguf:
         parameters = _write_file(model, out, dtype, type_)
     elif type_ is not None:
@@ -93,6 +122,8 @@ def convert(
     files = [out] if out.is_file() else [path for path in out.iterdir() if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     note(f"{model} -> {out}: {parameters:,} parameters, {size / 1e6:,.1f} MB")
+    if text:
+        _print_losses({model: before, str(out): _losses(str(out), text)})
 
 
 def _write_directory(model: str, out: Path, to: Format, dtype: Dtype | None) -> int:
@@ -110,39 +141,84 @@ def _write_directory(model: str, out: Path, to: Format, dtype: Dtype | None) -> 
 
 
 def _write_file(model: str, out: Path, dtype: Dtype | None, type_: Type | None) -> int:
-    """Tensors go from file to file one at a time; only a preset's fresh weights are a whole model first."""
     if dtype is not None and type_ is not None:
         raise InputError("--type says all about a GGUF file's matrices; leave --dtype out")
-    dtype = FLOATS.get(type_, dtype) if type_ is not None else dtype
     with waiting(f"writing {out}"):
-        from anyformer import checkpoints, families
-        from anyformer.model.building import dtype_of
+        from anyformer import checkpoints
         from anyformer.parts.blocks import FORMATS
         from anyformer.planning.shapes import count
 
-        if families.preset(model) is not None:
-            loaded = open_model(model, dtype, "cpu")
-            source = {
-                "spec": loaded.spec,
-                "tensors": dict(loaded.named_parameters()),
-                "family": loaded.family,
-                "generation": loaded.generation,
-            }
-            stored = next(loaded.parameters()).dtype
-        else:
-            found = checkpoints.open(model)
-            names = ("spec", "tensors", "family", "generation", "tokenizer", *(() if dtype else ("blocks",)))
-            source = {name: getattr(found, name) for name in names}
-            stored = found.dtype
-        kinds = checkpoints.write_gguf(
-            out,
-            **source,
-            dtype=stored if dtype is None else dtype_of(dtype.value),
-            format=FORMATS.get(type_.value.upper()) if type_ is not None else None,
-            name=Path(model).stem,
-        )
+        format = FORMATS.get(type_.value.upper()) if type_ is not None else None
+        source = _source(model, FLOATS.get(type_, dtype) if type_ is not None else dtype)
+        kinds = checkpoints.write_gguf(out, **source, format=format, name=Path(model).stem)
     counts = Counter(kinds.values()).most_common()
-    note(f"{out} holds " + ", ".join(f"{count} tensors in {kind}" for kind, count in counts))
-    if source.get("tokenizer") is None:
+    note(f"{out} holds tensors in " + ", ".join(f"{kind} ({count})" for kind, count in counts))
+    if format is not None:
+        if others := _unfit(out, format):
+            note(f"{format.elements} numbers are a block of {format.name}: rows of other lengths are in {others}")
+        if _format_of(source["blocks"]) not in (None, format):
+            note(f"{model} is quantised already, and rounding again loses more; convert what it was made from")
+    if source["tokenizer"] is None:
         note(f"{out} holds no vocabulary, for {model} has no tokenizer that is known here")
     return count(source["spec"])
+
+
+def _source(model: str, dtype: Dtype | None) -> dict[str, Any]:
+    """What `write_gguf` is to be told of a model. Its tensors are read one at a time; only a preset's fresh weights are
+    a whole model first."""
+    from anyformer import checkpoints, families
+    from anyformer.model.building import dtype_of
+
+    if families.preset(model) is not None:
+        found = open_model(model, dtype, "cpu")
+        tensors, blocks = dict(found.named_parameters()), {}
+    else:
+        found = checkpoints.open(model)
+        tensors, blocks = found.tensors, found.blocks if dtype is None else {}
+    return {
+        "spec": found.spec,
+        "tensors": tensors,
+        "dtype": found.dtype if dtype is None else dtype_of(dtype.value),
+        "blocks": blocks,
+        "family": found.family,
+        "generation": found.generation,
+        "tokenizer": found.tokenizer,
+    }
+
+
+def _format_of(blocks: Mapping[str, Blocks]) -> BlockFormat | None:
+    """What layers are in, where they are in blocks."""
+    return next((blocks[name].format for name in blocks if ".layers." in name), None)
+
+
+def _unfit(path: Path, format: BlockFormat) -> str:
+    """The types of those matrices of a GGUF file whose rows are no whole blocks of a format."""
+    from anyformer.checkpoints.gguf import GgufFile
+
+    matrices = [each for each in GgufFile(path).tensors.values() if len(each.shape) > 1]
+    return ", ".join(sorted({each.type for each in matrices if not format.fits(each.shape[-1])}))
+
+
+def _losses(model: str, text: list[str]) -> dict[str, float]:
+    """Loss, perplexity and bits a byte of a model on texts, such of them as its objective has."""
+    from anyformer import families
+
+    if families.preset(model) is not None:
+        raise InputError(f"{model} is a preset, whose fresh weights are drawn anew each time; leave --text out")
+    from anyformer.data import find_files
+    from anyformer.inspection.evaluation.reporting import Data, report
+
+    loaded = open_reader(model, device="cpu", quantize=None)
+    with waiting(f"reading texts with {model}"):
+        found = report(loaded, Data(find_files(text)))
+    return {name: found[name] for name in LOSSES if name in found}
+
+
+def _print_losses(found: dict[str, dict[str, float]]) -> None:
+    """The losses before and after, and the change."""
+    before, after = found.values()
+    table = new_table("", *(LOSSES[name] for name in before))
+    for model, losses in found.items():
+        table.add_row(model, *(f"{loss:.4f}" for loss in losses.values()))
+    table.add_row("change", *(f"{after[name] / loss - 1:+.2%}" for name, loss in before.items()))
+    print_table(table)
