@@ -425,6 +425,39 @@ def test_what_cannot_be_continued_is_said() -> None:
         headless.generate(ids)
 
 
+@pytest.mark.parametrize("way", [*WAYS, {"batch_invariant": True}], ids=str)
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_a_broken_model_says_nothing(way: dict[str, Any], wrong: float) -> None:
+    """What is no number is told in a sentence, and not by the text of whichever token comes first."""
+    model = odd(1)
+    with torch.no_grad():
+        next(iter(model.parameters())).fill_(wrong)
+    with pytest.raises(
+        InputError, match=r"what the model makes of the prompt is no number \(NaN or infinite, in torch"
+    ):
+        model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=3, **way)
+
+
+def test_ids_may_be_narrow() -> None:
+    """Of 32 bits, under every setting that looks at them; narrower ones are refused as the model itself does."""
+    model, ids = odd(0), torch.tensor([[1, 2, 3], [4, 5, 6]])
+    for way in WAYS:
+        how = {"max_new_tokens": 5, "repetition_penalty": 1.3, "no_repeat_ngram": 2, "suppress": (7,), "seed": 1, **way}
+        assert torch.equal(model.generate(ids.int(), **how), model.generate(ids, **how))
+    with pytest.raises(InputError, match=r"tokens must be integer ids, not torch.uint8; make them int64: .long\(\)"):
+        model.generate(ids.to(torch.uint8))
+
+
+def test_a_cache_is_what_is_asked_for() -> None:
+    """One that was not made to be quantised is not continued as if it were."""
+    model = text_model()
+    with pytest.raises(InputError, match="the cache to go on from was not made to be quantised: new_cache"):
+        list(model.stream("a", cache=model.new_cache(1), quantize_cache="int8"))
+    quantised = list(model.stream("a", quantize_cache="int8", max_new_tokens=5))
+    cache = model.new_cache(1, quantize="int8")
+    assert list(model.stream("a", cache=cache, quantize_cache="int8", max_new_tokens=5)) == quantised
+
+
 def test_embeddings_are_those_of_the_text_alone_and_may_be_learned_from() -> None:
     """Whatever batch a text stands in; and a layer on top of them can be trained."""
     model = text_model()

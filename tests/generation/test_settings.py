@@ -242,3 +242,11 @@ def test_a_draw_that_there_is_not_is_not_narrowed_down(given: dict[str, Any]) ->
     Settings.of({"do_sample": True}, **{name: value for name, value in given.items() if name != "beams"})
     Settings.of({}, temperature=0.0, **given)
     Settings.of({"top_k": 50, "top_p": 0.9})
+
+
+def test_a_search_that_there_is_not_is_not_ended() -> None:
+    """Nor is a file's asked for in vain, or one that is handed on."""
+    with pytest.raises(InputError, match=r"^early_stopping says when beam search is over, and none is made: set beams"):
+        Settings.of({}, early_stopping=True)
+    assert Settings.of({"num_beams": 4}, early_stopping="never").early_stopping == "never"
+    Settings.of({}, **Settings.of({"early_stopping": True}).model_dump())

@@ -39,6 +39,10 @@ def decode(
     """The steps of `settings.answers` answers to each prompt: those of `choices`, of `speculate` (with a draft, or by
     prompt lookup), or of `contrastive_search`. Raises `InputError` where a cache is given that cannot be continued."""
     must_step(model.spec, prompts.device, len(prompts), prompts.ids.shape[-1], settings)
+    if cache is not None and settings.quantize_cache is not None and not cache.int8:
+        raise InputError(
+            "the cache to go on from was not made to be quantised: new_cache(1, quantize='int8') makes one"
+        )
     rows = len(prompts) * settings.answers
     constraint = constraint_of(settings, tokenizer, rows)
     speculation = speculation or Speculation()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from anyformer.generation.decoding import Constraint, Decoder, Ends, Step, most_new, pieces
+from anyformer.generation.decoding import Constraint, Decoder, Ends, Step, most_new, must_be_numbers, pieces
 from anyformer.generation.penalties import Said
 from anyformer.generation.prompts import Prompts
 from anyformer.generation.settings import Settings
@@ -60,6 +60,7 @@ def contrastive_search(
         for part in pieces(model, prompts, cache, settings.max_new_tokens, settings.top_k)
     ]
     logits = read[-1][0]
+    must_be_numbers(logits)
     before_BTD = normalize(torch.cat([hidden for _, hidden in read], 1).float(), dim=-1)
     unread = None if prompts.valid is None else ~prompts.valid
     K = min(settings.top_k, logits.shape[-1])

@@ -243,7 +243,18 @@ def read(model: Decoder, prompts: Prompts, cache: Cache, *, more: int = 0, copie
             part.ids, cache, valid=part.valid, source=part.source, source_valid=part.source_valid
         )
     assert logits is not None
+    must_be_numbers(logits)
     return logits
+
+
+def must_be_numbers(logits: Tensor) -> None:
+    """Raises `InputError` for logits of which no token could be chosen. A model that is broken, or too large for its
+    type, mostly is from its first token on, so that those after the prompt are looked at and no others."""
+    if not bool(logits.amax().isfinite()):
+        raise InputError(
+            f"what the model makes of the prompt is no number (NaN or infinite, in {logits.dtype}); load it in float32 "
+            f"or bfloat16 if that is narrower, else its weights are broken"
+        )
 
 
 def pieces(model: Decoder, prompts: Prompts, cache: Cache, more: int = 0, copies: int = 1) -> Iterator[Prompts]:

@@ -37,8 +37,8 @@ class Said:
         self.fewest = (settings.min_length - lengths).clamp(min=settings.min_new_tokens)
         #: Whether an id is forced upon each answer as its first, [B].
         self.led = lengths == (-1 if settings.forced_bos is None else 1)
-        self._never = said.new_tensor(sorted(settings.never))
-        self._first = said.new_tensor(settings.begin_suppress)
+        self._never = torch.tensor(sorted(settings.never), dtype=torch.long, device=said.device)
+        self._first = torch.tensor(settings.begin_suppress, dtype=torch.long, device=said.device)
         self._words = [word for word in settings.bad_words if len(word) > 1]
 
     def add(self, ids_B: Tensor) -> None:

@@ -209,7 +209,11 @@ class Settings(BaseModel):
         return self
 
     def _not_in_vain(self, given: Container[str]) -> Self:
-        """The same, if what the caller gives to narrow down a draw has a draw to narrow down."""
+        """The same, if what the caller gives to narrow down a draw, or to end a search, has one."""
+        if self.early_stopping and "early_stopping" in given and self.beams == 1 and "beams" not in given:
+            raise InputError(
+                "early_stopping says when beam search is over, and none is made: set beams above 1 as well"
+            )
         if self.temperature > 0 or "temperature" in given:
             return self
         for name, neutral in _NARROWING.items():

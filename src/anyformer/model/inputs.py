@@ -16,8 +16,8 @@ def check_ids(tokens: Tensor) -> None:
     """Raises `InputError` for what are no ids [B, T]."""
     if tokens.dim() != 2:
         raise InputError(f"tokens must be [B, T], not {list(tokens.shape)}; add the batch dimension")
-    if tokens.dtype.is_floating_point or tokens.dtype == torch.bool:
-        raise InputError(f"tokens must be integer ids, not {tokens.dtype}")
+    if tokens.dtype not in (torch.int64, torch.int32):
+        raise InputError(f"tokens must be integer ids, not {tokens.dtype}; make them int64: .long()")
     if not tokens.shape[1]:
         raise InputError("there are no tokens to read; give at least one")
 
