@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from anyformer.checkpoints.atomic import staged
+from anyformer.checkpoints.atomic import staged, staged_file
 from anyformer.errors import CheckpointError
 
 
@@ -77,6 +77,23 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert not list(tmp_path.iterdir())
+
+
+def test_too_little_room_is_known_before_anything_is_written(tmp_path: Path) -> None:
+    """With the figures, for directories and files alike."""
+    for stage in (staged(tmp_path / "x", 1 << 60), staged_file(tmp_path / "y", 1 << 60)):
+        with pytest.raises(CheckpointError, match=r"it takes 1,152,921,504\.61 GB, and .* GB are free there"), stage:
+            pytest.fail("begun all the same")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_write_of_a_file_left_is_cleared(tmp_path: Path) -> None:
+    """By the next to the same place, whatever characters its name has; the remains of others stay."""
+    for name in (".[1].gguf.saving-7", ".other.gguf.saving-7"):
+        (tmp_path / name).write_text("half")
+    with staged_file(tmp_path / "[1].gguf") as aside:
+        aside.write_text("whole")
+    assert contents(tmp_path) == {"[1].gguf": "whole", ".other.gguf.saving-7": "half"}
 
 
 def test_what_a_killed_save_left_is_cleared(tmp_path: Path) -> None:

@@ -221,7 +221,8 @@ REFUSED = [
     ("deepseek_v3", {"attention_bias": True}, "no tensor for decoder.layers.0.attention.*bias"),
     ("deepseek_v3", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn_log_multiplier is missing"),
     ("t5", {"relative_attention_max_distance": 64}, "max_distance"),
-    ("bert", {"architectures": ["BertForMaskedLM"]}, "head"),
+    ("bert", {"architectures": ["BertForMaskedLM"]}, r'head; "architectures": \["BertModel"\] in its config.json'),
+    ("roberta", {"architectures": ["RobertaForMaskedLM"]}, r'\["RobertaModel"\]'),
     ("bart", {}, "no GGUF architecture"),
 ]  # fmt: skip
 

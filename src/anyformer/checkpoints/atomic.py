@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -18,11 +20,12 @@ _MARK = ".saving-"
 
 
 @contextmanager
-def staged(directory: Path) -> Iterator[Path]:
+def staged(directory: Path, size: int = 0) -> Iterator[Path]:
     """A fresh directory to write into; when the block ends well its files take the place of those in `directory`.
 
     A new directory appears in one rename. In one that exists, each file is replaced by a rename, and what else lies
-    there stays. Where the block fails nothing has changed; `CheckpointError` if the disk is what failed.
+    there stays. Where the block fails nothing has changed; `CheckpointError` if the disk is what failed, or has no room
+    for so many bytes (`size`).
     """
     exists = directory.is_dir()
     if directory.exists() and not exists:
@@ -31,8 +34,9 @@ def staged(directory: Path) -> Iterator[Path]:
     stage = None
     try:
         home.mkdir(parents=True, exist_ok=True)
-        for left_over in home.glob(f"{prefix}*"):
+        for left_over in _left_over(home, prefix):
             shutil.rmtree(left_over, ignore_errors=True)
+        _must_have_room(home, size)
         stage = Path(tempfile.mkdtemp(prefix=prefix, dir=home))
         yield stage
         written = [*stage.rglob("*"), stage]
@@ -61,16 +65,21 @@ def staged(directory: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def staged_file(path: Path) -> Iterator[Path]:
+def staged_file(path: Path, size: int = 0) -> Iterator[Path]:
     """A path beside `path` to write to; when the block ends well, what stands there takes its place in one rename.
 
-    Where the block fails nothing has changed; `CheckpointError` if the disk is what failed.
+    Where the block fails nothing has changed; `CheckpointError` if the disk is what failed, or has no room for so many
+    bytes (`size`).
     """
     if path.is_dir():
         raise CheckpointError(f"{path} is a directory; name a file to save into")
-    aside = path.with_name(f".{path.name}{_MARK}{os.getpid()}")
+    prefix = f".{path.name}{_MARK}"
+    aside = path.with_name(f"{prefix}{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left_over in _left_over(path.parent, prefix):
+            left_over.unlink()
+        _must_have_room(path.parent, size)
         yield aside
         sync(aside)
         aside.replace(path)
@@ -80,6 +89,17 @@ def staged_file(path: Path) -> Iterator[Path]:
     finally:
         if aside.exists():
             aside.unlink()
+
+
+def _left_over(directory: Path, prefix: str) -> Iterator[Path]:
+    """What a save to the same place left there when it was killed."""
+    return directory.glob(f"{escape(prefix)}*")
+
+
+def _must_have_room(directory: Path, size: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if size > free:
+        raise OSError(errno.ENOSPC, f"it takes {size / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free there")
 
 
 def _umask() -> int:

@@ -143,7 +143,7 @@ def write(
     saved, sizes = unload(tensors, spec, table, drop=drop)
     extra = {name: tensor for name, tensor in carried.tensors.items() if name not in saved}
     sizes |= {name: tensor.nbytes for name, tensor in extra.items()}
-    with staged(directory) as stage:
+    with staged(directory, sum(sizes.values())) as stage:
         _write_json(stage / SPEC, spec.model_dump(mode="json"))
         if chosen is not None:
             _write_json(stage / CONFIG, _attributes(chosen, spec, carried, generation, tensors))

@@ -4,7 +4,7 @@ time."""
 from __future__ import annotations
 
 from collections import ChainMap, Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from anyformer.checkpoints.atomic import staged_file
+from anyformer.checkpoints.gguf import TENSOR_TYPES
 from anyformer.checkpoints.gguf_reading import NO_VOCABULARY, TOKEN_NAMES
 from anyformer.checkpoints.keeping import keeps_rows, saved_blocks
 from anyformer.checkpoints.quantizing import fitting, quantize
@@ -25,7 +26,7 @@ from anyformer.families.family import Family
 from anyformer.families.names import Table, fill
 from anyformer.parts.blocks import FORMATS, Blocks, Format
 from anyformer.planning.shapes import shapes
-from anyformer.spec import Learned, Transformer
+from anyformer.spec import EmbeddingHead, Learned, Transformer
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -89,8 +90,9 @@ def write_gguf(
     numbers = Lazy({**{key: partial(saved.__getitem__, key) for key in saved}, **small})
     makers = {each: partial(_bytes, numbers, each, kinds[each]) for each in blank}
     makers |= {each: kept[each].make for each in kept}
-    with staged_file(Path(path)) as aside:
-        _write(aside, metadata, {each: (tensor.shape, kinds[each]) for each, tensor in blank.items()}, Lazy(makers))
+    described = {each: _Described(tensor.shape, kinds[each]) for each, tensor in blank.items()}
+    with staged_file(Path(path), sum(each.size for each in described.values())) as aside:
+        _write(aside, metadata, described, Lazy(makers))
     return kinds
 
 
@@ -118,7 +120,16 @@ def expressed(spec: Transformer, family: str | None = None) -> tuple[Family, ggu
             return candidate, expressed_by(candidate, spec)
         except SpecError as error:
             reasons.append(error)
+    if spec.decoder is None and not isinstance(spec.head, EmbeddingHead):
+        expressed(spec.replace(head=EmbeddingHead()), family)  # so that nothing else is in the way
+        raise SpecError(f"a GGUF file holds an encoder without its {spec.head.kind} head{_headless(first)}")
     raise reasons[0] if first else SpecError("no family's GGUF architecture has words for this model")
+
+
+def _headless(families: Sequence[Family]) -> str:
+    """How a checkpoint of the family is read without its head."""
+    names = [name for each in families for name, head in each.architectures.items() if head == "embedding"]
+    return f'; "architectures": ["{names[0]}"] in its config.json leaves that out' if names else ""
 
 
 def expressed_by(family: Family, spec: Transformer) -> gguf.Written:
@@ -136,8 +147,7 @@ def _blank(family: Family, spec: Transformer, written: gguf.Written) -> dict[str
     assert family.gguf is not None
     ours, table = shapes(spec), family.gguf.tensors(spec)
     if homeless := ours.keys() - {name for line in fill(table, ours) for name in line.ours}:
-        advice = "; they hold an encoder alone, so give one with an embedding head" if spec.decoder is None else ""
-        raise SpecError(f"{family.gguf.architecture} files have no tensor for {min(homeless)}{advice}")
+        raise SpecError(f"{family.gguf.architecture} files have no tensor for {min(homeless)}")
     saved, _ = unload({name: torch.empty(shape, device="meta") for name, shape in ours.items()}, spec, table)
     small = {name: torch.empty(len(values), device="meta") for name, values in written.tensors.items()}
     return {**saved, **small}
@@ -163,6 +173,19 @@ def _special_tokens(generation: Mapping[str, Any], tokenizer: Tokenizer | None, 
     names["decoder_start"] = f"{architecture}.decoder_start_token_id"
     found = {names[token]: id for token, id in ids.items() if id is not None}
     return {**found, **{f"tokenizer.ggml.{name}_token_id": id for name, id in zip(("eos", "eot", "eom"), ends)}}
+
+
+class _Described(NamedTuple):
+    """A tensor of the file to be written: its shape, rows first, and type."""
+
+    shape: torch.Size
+    kind: str
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        type_ = next(each for each in TENSOR_TYPES.values() if each.name == self.kind)
+        return self.shape.numel() // type_.elements * type_.size
 
 
 class _Kept(NamedTuple):
@@ -213,19 +236,18 @@ def _bytes(tensors: Mapping[str, Tensor], name: str, kind: str) -> Tensor:
 
 
 def _write(
-    path: Path, metadata: Mapping[str, Any], described: Mapping[str, tuple[torch.Size, str]], data: Mapping[str, Tensor]
+    path: Path, metadata: Mapping[str, Any], described: Mapping[str, _Described], data: Mapping[str, Tensor]
 ) -> None:
-    from gguf import GGML_QUANT_SIZES, GGUFWriter  # here, because only writing needs it
+    from gguf import GGUFWriter  # here, because only writing needs it
     from gguf.constants import GGMLQuantizationType
 
     writer = GGUFWriter(path, metadata["general.architecture"])
     for key, value in metadata.items():
         if key != "general.architecture":
             _add(writer, key, value)
-    for name, (shape, kind) in described.items():
-        elements, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
-        total = shape.numel() // elements * size
-        writer.add_tensor_info(name, tuple(shape), np.dtype(np.float32), total, raw_dtype=GGMLQuantizationType[kind])
+    for name, each in described.items():
+        kind = GGMLQuantizationType[each.kind]
+        writer.add_tensor_info(name, tuple(each.shape), np.dtype(np.float32), each.size, raw_dtype=kind)
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

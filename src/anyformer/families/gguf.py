@@ -84,7 +84,7 @@ def read(
 
 def _form(family: Family) -> Gguf:
     if family.gguf is None:
-        raise SpecError(f"there is no GGUF architecture for {family.name} models")
+        raise SpecError(f"there is no GGUF architecture for {family.name} models; save them as directories")
     return family.gguf
 
 
