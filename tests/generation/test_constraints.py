@@ -285,7 +285,7 @@ def test_what_cannot_be_followed_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         constraint.allowed(torch.zeros(1, 6))
     settings = Settings(regex="ab", eos=256, bad_words=((97,),), max_new_tokens=3)
     constraint = constraint_of(settings, text.byte_level(), 1)
-    with pytest.raises(InputError, match="0 tokens cannot go on: bad_words and the constraint leave none of 300 token"):
+    with pytest.raises(InputError, match="0 tokens cannot go on: bad_words and the constraint leave it no token; take"):
         list(steps(model_of(300), Prompts(torch.ones(1, 2, dtype=torch.long)), settings, constraint=constraint))
     for forced, what in ((98, r"token 98, b'b'"), (299, "token 299")):
         settings = Settings(regex="ab", eos=256, forced_bos=forced)

@@ -194,11 +194,11 @@ def test_a_dead_end_is_said_and_looked_for_only_where_there_may_be_one() -> None
     chosen = Settings(bad_words=((0, 1), (2,)), no_repeat_ngram=1, min_new_tokens=2, eos=(3,))
     said = Said(chosen, Prompts(torch.tensor([[0]])))
     said.must_go_on(torch.tensor([[-torch.inf, 0.0]]), False)
-    sentence = (
-        "^an answer of 0 tokens cannot go on: bad_words, no_repeat_ngram and min_new_tokens leave none of 4 tokens"
-    )
+    sentence = "^an answer of 0 tokens cannot go on: bad_words, no_repeat_ngram and min_new_tokens leave it no token"
     with pytest.raises(InputError, match=sentence):
         said.must_go_on(torch.full((1, 4), -torch.inf), False)
     said.must_go_on(torch.full((1, 9), -torch.inf), False)
-    with pytest.raises(InputError, match="min_new_tokens and the constraint leave none of 9 tokens; take some of that"):
+    with pytest.raises(
+        InputError, match="no_repeat_ngram, min_new_tokens and the constraint leave it no token; take some of"
+    ):
         said.must_go_on(torch.full((1, 9), -torch.inf), True)

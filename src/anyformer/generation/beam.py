@@ -31,7 +31,7 @@ from anyformer.errors import InputError
 from anyformer.generation.answer import Token
 from anyformer.generation.decoding import Constraint, Decoder, begin, most_new
 from anyformer.generation.fitting import must_step
-from anyformer.generation.penalties import Said
+from anyformer.generation.penalties import Said, leaving_none
 from anyformer.generation.prompts import Prompts
 from anyformer.generation.settings import Settings
 from anyformer.generation.stopping import written
@@ -185,8 +185,8 @@ def search(
         if not alive:
             for prompt, its in enumerate(searches):
                 if settings.bans and not any(each.answers for each in its):
-                    left = f"{settings.bans}{' and the constraint' if constraint is not None else ''} leave it no token"
-                    raise InputError(f"no beam of prompt {prompt + 1} comes to an end: {left}; take some of that back")
+                    reason = leaving_none(settings, constraint is not None)
+                    raise InputError(f"no beam of prompt {prompt + 1} comes to an end: {reason}")
             return [_best(its, settings.answers) for its in searches]
         kept = [row for index in alive for row in rows[index]]
         if len(alive) == len(running):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from anyformer.errors import InputError
 from anyformer.generation.prompts import Prompts
-from anyformer.generation.settings import Settings
+from anyformer.generation.settings import Settings, listed
 
 #: e to this is as much as float32 can count.
 _MOST_GROWTH = 80.0
@@ -100,10 +100,14 @@ class Said:
         if not constrained and most < V:
             return
         if bool(scores_BV.amax(1).isneginf().any()):
-            raise InputError(
-                f"an answer of {self.ids.shape[1] - self.prompt_length} tokens cannot go on: {settings.bans} "
-                f"{'and the constraint ' if constrained else ''}leave none of {V:,} tokens; take some of that back"
-            )
+            said = self.ids.shape[1] - self.prompt_length
+            raise InputError(f"an answer of {said} tokens cannot go on: {leaving_none(settings, constrained)}")
+
+
+def leaving_none(settings: Settings, constrained: bool) -> str:
+    """Why there may be no token to go on with, and what to do."""
+    asked = listed([*settings.bans, "the constraint"] if constrained else settings.bans)
+    return f"{asked} leave{'s' if len(settings.bans) + constrained == 1 else ''} it no token; take some of that back"
 
 
 def _unpadded(ids: Tensor, valid: Tensor | None) -> Tensor:

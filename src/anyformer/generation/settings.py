@@ -238,7 +238,9 @@ class Settings(BaseModel):
         kept = {name: _without(getattr(self, name), unknown) for name, unknown in beyond.items()}
         found = self.model_copy(update=kept) if kept else self
         if len({*found.never, *found.begin_suppress}) == vocabulary:
-            raise InputError(f"{found.bans} ban each of the {vocabulary:,} tokens that this model knows; leave some")
+            raise InputError(
+                f"{listed(found.bans)} ban each of the {vocabulary:,} tokens that this model knows; leave some"
+            )
         return found
 
     @property
@@ -252,16 +254,21 @@ class Settings(BaseModel):
         return {*self.suppress, *({id for id, *more in self.bad_words if not more} - {*self.eos})}
 
     @property
-    def bans(self) -> str:
-        """The settings that make tokens impossible, as far as they do, for people; empty where none does."""
-        *others, last = [name for name in _BANNING if getattr(self, name)] or [""]
-        return " and ".join(filter(None, [", ".join(others), last]))
+    def bans(self) -> tuple[str, ...]:
+        """The settings that make tokens impossible, as far as they do."""
+        return tuple(name for name in _BANNING if getattr(self, name))
 
     def forced(self, *, first: bool, last: bool) -> int | None:
         """The id that must come next whatever the logits say, if there is one."""
         if last and self.forced_eos:
             return self.forced_eos[0]
         return self.forced_bos if first else None
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for people: a, b and c."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _flat(ids: Any) -> Iterator[int]:
