@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import gguf
 import llamacpp
 import pytest
 import torch
@@ -14,8 +15,11 @@ from gguf_odd import numbers
 import anyformer as af
 from anyformer import checkpoints, families
 from anyformer.checkpoints.gguf import GgufFile
+from anyformer.checkpoints.gguf_writing import _Described as Described
+from anyformer.checkpoints.gguf_writing import _write as fill
 from anyformer.checkpoints.gguf_writing import write_gguf
 from anyformer.checkpoints.quantizing import quantize
+from anyformer.model.saving import blocks_of
 from anyformer.parts.blocks import FORMATS
 
 
@@ -42,6 +46,28 @@ def test_what_is_written_in_blocks(name: str, tmp_path: Path) -> None:
     write_gguf(tmp_path / "z.gguf", **same, blocks=found.blocks, format=FORMATS[name], generation=found.generation)
     for copy in (GgufFile(tmp_path / "y.gguf"), GgufFile(tmp_path / "z.gguf")):
         assert all(torch.equal(copy.stored(key), file.stored(key)) for key in file.tensors)
+
+
+@torch.no_grad()
+def test_formats_without_products_become_8_bits(tmp_path: Path) -> None:
+    """A file in Q5_0, which nothing here multiplies, is no model in floats: kept, its matrices are the nearest to what
+    they stand for in Q8_0; as numbers they are what they stand for."""
+    write_gguf(tmp_path / "floats.gguf", spec=(spec := families.named("llama")("tiny")), tensors=numbers(spec, 3),
+               dtype=torch.float32, family="llama")  # fmt: skip
+    floats = GgufFile(tmp_path / "floats.gguf")
+    kinds = {name: "Q5_0" if len(info.shape) > 1 else "F32" for name, info in floats.tensors.items()}
+    described = {name: Described(torch.Size(floats.tensors[name].shape), kind) for name, kind in kinds.items()}
+    data = {name: gguf.quantize(floats.read(name).numpy(), gguf.GGMLQuantizationType[kinds[name]]) for name in kinds}
+    fill(tmp_path / "x.gguf", floats.metadata, described, {name: torch.from_numpy(each) for name, each in data.items()})
+    found = checkpoints.open(tmp_path / "x.gguf")
+    assert not found.blocks and "decoder.layers.0.feed_forward.up.weight" in found.quantised
+    model = af.load(tmp_path / "x.gguf", device="cpu", quantize="auto")
+    assert model.quantization is not None and set(model.quantization.formats.values()) == {"Q8_0"}
+    assert not model.quantization.whole
+    up = found.tensors["decoder.layers.0.feed_forward.up.weight"]
+    assert (
+        float((blocks_of(model)["decoder.layers.0.feed_forward.up.weight"].dequantize() - up).norm() / up.norm()) < 0.01
+    )
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -35,8 +35,8 @@ class Checkpoint:
 
     `family` is the name of the format it came in, if any; `generation` the defaults of decoding and the ids of special
     tokens, by the names that generation_config.json gives them; `dtype` the type of most of its numbers; `origin` where
-    it was read: a path, or `org/name@commit`. `blocks` are those of the tensors that a GGUF file holds quantised, as
-    its own bytes.
+    it was read: a path, or `org/name@commit`. `quantised` are the names of the tensors that a GGUF file holds in few
+    bits, `blocks` those of them that models compute with as they are, in the file's own bytes.
     """
 
     spec: Transformer
@@ -48,3 +48,4 @@ class Checkpoint:
     dtype: torch.dtype
     origin: str = ""
     blocks: Mapping[str, Blocks] = field(default_factory=dict)
+    quantised: frozenset[str] = frozenset()

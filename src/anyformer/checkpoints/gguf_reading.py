@@ -10,7 +10,7 @@ import torch
 
 from anyformer.checkpoints.checkpoint import Carried, Checkpoint
 from anyformer.checkpoints.gguf import PLAIN_TYPES, GgufFile
-from anyformer.checkpoints.keeping import kept
+from anyformer.checkpoints.keeping import kept, quantised
 from anyformer.checkpoints.tensors import load
 from anyformer.checkpoints.weights import DTYPES, Saved
 from anyformer.families import gguf
@@ -62,7 +62,17 @@ def open_gguf(path: Path, ignore: Iterable[str] = ()) -> Checkpoint:
     generation = {**family.generation, **_special_tokens(metadata)}
     carried = Carried(reasons=loaded.reasons)
     blocks = kept(file, loaded.places, planned(spec))
-    return Checkpoint(spec, loaded.tensors, family.name, generation, tokenizer, carried, loaded.dtype, blocks=blocks)
+    return Checkpoint(
+        spec,
+        loaded.tensors,
+        family.name,
+        generation,
+        tokenizer,
+        carried,
+        loaded.dtype,
+        blocks=blocks,
+        quantised=quantised(file, loaded.places),
+    )
 
 
 def _special_tokens(metadata: Mapping[str, Any]) -> dict[str, Any]:

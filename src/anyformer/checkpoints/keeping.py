@@ -11,7 +11,7 @@ from functools import partial
 
 from torch import Tensor
 
-from anyformer.checkpoints.gguf import GgufFile
+from anyformer.checkpoints.gguf import PLAIN_TYPES, GgufFile
 from anyformer.checkpoints.tensors import Lazy, to_ours, to_saved
 from anyformer.families.names import Line
 from anyformer.parts.blocks import FORMATS, Blocks
@@ -27,6 +27,12 @@ def kept(file: GgufFile, places: Iterable[tuple[Line, list[str]]], wanted: Shape
             for index, ours in enumerate(line.ours):
                 makers[ours] = partial(_read, file, line, names, wanted, index)
     return Lazy(makers)
+
+
+def quantised(file: GgufFile, places: Iterable[tuple[Line, list[str]]]) -> frozenset[str]:
+    """Our names of what the file holds in few bits, in whatever format."""
+    packed = (line for line, names in places if any(file.tensors[name].type not in PLAIN_TYPES for name in names))
+    return frozenset(ours for line in packed for ours in line.ours)
 
 
 def keeps_rows(line: Line, wanted: Shapes) -> bool:

@@ -151,11 +151,13 @@ def load(
 
     In the dtype of the file (float32 for quantised GGUF) unless `dtype` says otherwise; in evaluation mode, gradients
     on. `quantize` keeps matrices in few bits instead: "int8" and "int4" quantise them, "keep" computes with the blocks
-    that a GGUF file holds, from the mapped file itself ("auto": on a CPU, where there are any). `model.quantization`
-    then says what became of each, and such a model has no gradients. `ignore` names config attributes or tensors to
-    pass over; `revision` is the repository's branch, tag or commit, which may stand in the reference as well
-    (`org/name@revision`). Raises `CheckpointError` or `SpecError` naming what does not fit, and `InputError` for what
-    cannot be quantised as asked, and where memory has no room for the weights.
+    that a GGUF file holds, from the mapped file itself, and with 8 bits in place of formats that have no products here
+    ("auto": "keep" on a CPU, for a file that is quantised). `model.quantization` then says what became of each, and
+    such a model has no gradients. `ignore` names config attributes or tensors to pass over; `revision` is the
+    repository's branch, tag or commit, which may stand in the reference as well (`org/name@revision`).
+
+    Raises `CheckpointError` or `SpecError` naming what does not fit, and `InputError` for what cannot be quantised as
+    asked, and where memory has no room for the weights.
     """
     from anyformer import checkpoints, families
 
@@ -180,7 +182,7 @@ def load(
         checkpoint = checkpoints.open(fetched, ignore=ignore, adapter=None if adapter is None else os.fspath(adapter))
     chosen = chosen or checkpoint.dtype
     if quantize == "auto":
-        quantize = "keep" if checkpoint.blocks and where.type == "cpu" else None
+        quantize = "keep" if checkpoint.quantised and where.type == "cpu" else None
     if quantize is None:
         _must_hold(reference, checkpoint.spec, chosen, where, fresh=False)
         model = unfilled(checkpoint.spec, chosen, where)

@@ -21,8 +21,8 @@ from anyformer.parts.quantized import QuantizedEmbedding, QuantizedLinear, Quant
 
 #: The format of most matrices of a model that is quantised as it is loaded.
 FORMAT_OF = {"int8": "Q8_0", "int4": "Q4_K"}
-#: Leaves what a GGUF file holds.
-KEEP = "keep"
+#: Leaves what a GGUF file holds; of formats that models do not compute with, in the one that loses next to nothing.
+KEEP, NEAREST = "keep", "Q8_0"
 #: Matrices too small to gain anything, by the last step of their names.
 SMALL = {
     "router": "a router, small and decisive",
@@ -61,7 +61,7 @@ def unfilled(checkpoint: Checkpoint, how: str, dtype: torch.dtype, device: torch
         raise InputError(
             f"a model is quantised to {', '.join(FORMAT_OF)}, or {KEEP} as its file has it, not to '{how}'"
         )
-    if how == KEEP and not checkpoint.blocks:
+    if how == KEEP and not checkpoint.quantised:
         raise InputError(f"{checkpoint.origin} holds no blocks to keep; int8 or int4 quantises it as it is loaded")
     with torch.device("meta"):
         model = Transformer(checkpoint.spec).to(dtype)
@@ -137,12 +137,13 @@ def _blocks(checkpoint: Checkpoint, how: str, name: str, model: Transformer) -> 
 def _converted(checkpoint: Checkpoint, how: str, matrix: str, *, table: bool) -> Blocks | str:
     """The blocks of a tensor [..., out, in] of a checkpoint, or the reason why it has none."""
     kept = checkpoint.blocks.get(matrix)
-    if how == KEEP:
+    if how == KEEP and (kept is not None or matrix not in checkpoint.quantised):
         return kept or "not in blocks in the file"
-    if kept is not None and kept.format.bits <= FORMATS[FORMAT_OF[how]].bits:
+    wanted = FORMATS[FORMAT_OF.get(how, NEAREST)]
+    if kept is not None and kept.format.bits <= wanted.bits:
         return kept  # more bits would bring back nothing
     tensor = checkpoint.tensors[matrix]
-    format = fitting(FORMATS[FORMAT_OF[how]], tensor.shape[-1], table=table)
+    format = fitting(wanted, tensor.shape[-1], table=table)
     if format is None:
         return "rows are no whole blocks"
     return kept if kept is not None and kept.format == format else quantize(tensor, format)
