@@ -19,6 +19,20 @@ from anyformer.model import Transformer, build, load
 from anyformer.text import byte_level
 
 VOCABULARY = 37
+#: What a row may be asked for beside being likely.
+ASKED: list[dict[str, Any]] = [
+    {"encoder_no_repeat_ngram": 1, "suppress": (3, 9), "eos": (4, 5)},
+    {"encoder_no_repeat_ngram": 2, "begin_suppress": tuple(range(20)), "exponential_decay": (2, 3.0), "eos": (4, 5)},
+    {"forced_bos": 7, "begin_suppress": tuple(range(20)), "exponential_decay": (1, 1.5), "eos": (4, 5)},
+]
+#: Every way of choosing that can be asked for it.
+WAYS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 2.0},
+    {"beams": 3, "answers": 2},
+    {"penalty_alpha": 0.5, "top_k": 4},
+    {"prompt_lookup": 3},
+]
 
 
 def odd(seed: int, shape: str = "decoder") -> Transformer:
@@ -191,14 +205,34 @@ def test_learned_positions_end_the_text() -> None:
 
 
 def test_a_row_does_not_end_early_because_another_is_long() -> None:
-    """Positions count a row's own tokens: beside a prompt of seven, a prompt of one still gets all that fit."""
+    """Positions count a row's own tokens: beside a prompt of seven, a prompt of one still gets all that fit, whichever
+    way tokens are chosen; what is forced to be last stands there; a text ends where its row does."""
     model = limited(8)
-    rows = [[1, 2, 3, 4, 5, 6, 7], [9]]
+    model.tokenizer = byte_level()
+    rows = [[1, 2, 3, 4, 5, 6, 7], [9], [104, 105], [1, 3, 2, 5, 4, 6, 7]]
     ids, valid = left_padded(rows, 0, "cpu")
-    found = model.generate(ids, valid=valid, max_new_tokens=50)
-    for row, prompt in zip(found.tolist(), rows, strict=True):
-        wanted = model.generate(torch.tensor([prompt]), max_new_tokens=50)[0].tolist()
-        assert row[: len(wanted)] == wanted[: len(row)]
+    for way in [*WAYS, {"draft": limited(7)}, {"batch_invariant": True}, {"temperature": 1.0, "answers": 2}]:
+        count = way.get("answers", 1)
+        how = {"max_new_tokens": 50, "forced_eos": 33, **way}
+        seeds = list(range(5, 5 + len(rows) * count)) if "temperature" in way else []
+        found = model.answers(ids, valid=valid, **how, **({"seed": seeds} if seeds else {}))
+        alone = []
+        for at, row in enumerate(rows):
+            own = {"seed": seeds[at * count : (at + 1) * count]} if seeds else {}
+            alone += [answer.ids for answer in model.answers(torch.tensor([row]), **how, **own)]
+        assert [answer.ids for answer in found] == alone, way
+        assert [len(each) for each in alone[::count]] == [2, 8, 7, 2] and all(each[-1] == 33 for each in alone)
+        if not seeds:
+            texts = ["".join(map(chr, row)) for row in rows]
+            wanted = [answer.text for answer in found[::count]]
+            assert model.generate(texts, **how)[:: way.get("answers", 1)] == wanted
+            if count == 1:
+                assert ["".join(each) for each in zip(*model.stream(texts, **how))] == wanted
+    with pytest.raises(InputError, match="the prompt has 7 tokens, but the draft has learned 6 positions; shorten it"):
+        model.generate(ids, valid=valid, draft=limited(6))
+    wide = torch.cat((torch.zeros(4, 30, dtype=torch.long), ids), 1)
+    marked = torch.cat((torch.zeros(4, 30, dtype=torch.bool), valid), 1)  # type: ignore[list-item]
+    assert torch.equal(model.generate(wide, valid=marked), model.generate(ids, valid=valid))
 
 
 def test_a_device_that_runs_behind_fills_up_what_it_is_told_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,22 +297,6 @@ def test_what_a_file_forces_and_bans_is_as_in_the_reference(name: str, tmp_path:
         assert torch.equal(load(tmp_path, device="cpu").generate(source), wanted), theirs.generation_config
         seen.add(str(wanted.tolist()))
     assert len(seen) > 5, "most settings have an effect"
-
-
-#: What a row may be asked for beside being likely.
-ASKED: list[dict[str, Any]] = [
-    {"encoder_no_repeat_ngram": 1, "suppress": (3, 9), "eos": (4, 5)},
-    {"encoder_no_repeat_ngram": 2, "begin_suppress": tuple(range(20)), "exponential_decay": (2, 3.0), "eos": (4, 5)},
-    {"forced_bos": 7, "begin_suppress": tuple(range(20)), "exponential_decay": (1, 1.5), "eos": (4, 5)},
-]
-#: Every way of choosing that can be asked for it.
-WAYS: list[dict[str, Any]] = [
-    {},
-    {"temperature": 2.0},
-    {"beams": 3, "answers": 2},
-    {"penalty_alpha": 0.5, "top_k": 4},
-    {"prompt_lookup": 3},
-]
 
 
 @pytest.mark.parametrize("shape", ["decoder", "encoder-decoder"])
@@ -451,7 +469,7 @@ def test_ids_may_be_narrow() -> None:
 def test_a_cache_is_what_is_asked_for() -> None:
     """One that was not made to be quantised is not continued as if it were."""
     model = text_model()
-    with pytest.raises(InputError, match="the cache to go on from was not made to be quantised: new_cache"):
+    with pytest.raises(InputError, match="the cache to go on from keeps full numbers: new_cache"):
         list(model.stream("a", cache=model.new_cache(1), quantize_cache="int8"))
     quantised = list(model.stream("a", quantize_cache="int8", max_new_tokens=5))
     cache = model.new_cache(1, quantize="int8")

@@ -13,7 +13,7 @@ from anyformer.generation.constraints import Constraint, constraint_of
 from anyformer.generation.contrastive import Thinker, contrastive_search
 from anyformer.generation.decoding import Step, choices
 from anyformer.generation.fitting import must_step
-from anyformer.generation.invariance import groups, side_by_side
+from anyformer.generation.invariance import groups, of_one_room, side_by_side
 from anyformer.generation.prompts import Prompts
 from anyformer.generation.sampling import seeds_of
 from anyformer.generation.settings import Settings
@@ -38,32 +38,41 @@ def decode(
 ) -> Iterator[Step]:
     """The steps of `settings.answers` answers to each prompt: those of `choices`, of `speculate` (with a draft, or by
     prompt lookup), or of `contrastive_search`. Raises `InputError` where a cache is given that cannot be continued."""
-    must_step(model.spec, prompts.device, len(prompts), prompts.ids.shape[-1], settings)
-    if cache is not None and settings.quantize_cache is not None and not cache.int8:
-        raise InputError(
-            "the cache to go on from was not made to be quantised: new_cache(1, quantize='int8') makes one"
-        )
+    prompts, speculation = prompts.checked(), speculation or Speculation()
+    must_step(model.spec, prompts.device, len(prompts), prompts.ids.shape[1], settings)
     rows = len(prompts) * settings.answers
     constraint = constraint_of(settings, tokenizer, rows)
-    speculation = speculation or Speculation()
-    if not settings.batch_invariant:
+    if cache is not None:
+        if settings.quantize_cache is not None and not cache.int8:
+            raise InputError("the cache to go on from keeps full numbers: new_cache(1, quantize='int8') makes another")
+        if settings.batch_invariant and rows > 1:
+            raise InputError(
+                "rows of one cache depend on each other; continue one at a time, or set no batch_invariant"
+            )
         return _decode(model, prompts, settings, speculation, constraint, cache)
-    if cache is None:
-        return _apart(model, prompts.each(settings.answers), settings, speculation, constraint)
-    if rows > 1:
-        raise InputError("rows of one cache depend on each other; continue one at a time, or leave batch_invariant out")
+    each = prompts.each(settings.answers)
+    if settings.batch_invariant:
+        alone = speculation.draft is not None or settings.prompt_lookup > 0 or settings.penalty_alpha > 0
+        return _apart(model, each, groups(model, settings, each, alone=alone), settings, speculation, constraint)
+    if len(found := of_one_room(model, settings, each)) > 1:
+        return _apart(model, each, found, settings, speculation, constraint)
     return _decode(model, prompts, settings, speculation, constraint, cache)
 
 
 def _apart(
-    model: Speaker, prompts: Prompts, settings: Settings, speculation: Speculation, constraint: Constraint | None
+    model: Speaker,
+    prompts: Prompts,
+    together: Sequence[Sequence[int]],
+    settings: Settings,
+    speculation: Speculation,
+    constraint: Constraint | None,
 ) -> Iterator[Step]:
-    """The steps of one answer to each prompt, in groups whose rows do not depend on each other."""
-    alone = speculation.draft is not None or settings.prompt_lookup > 0 or settings.penalty_alpha > 0
-    together, seeds = groups(model, settings, prompts, alone=alone), seeds_of(settings.seed, len(prompts))
+    """The steps of one answer to each prompt, those in groups by themselves that go `together`."""
+    drawn = settings.temperature > 0
+    seeds = seeds_of(settings.seed, len(prompts)) if drawn else ()
     runs = []
     for rows in together:
-        own = settings.model_copy(update={"answers": 1, "seed": tuple(seeds[row] for row in rows)})
+        own = settings.model_copy(update={"answers": 1, "seed": tuple(seeds[row] for row in rows) if drawn else None})
         its = None if constraint is None else constraint.of_rows(rows)
         runs.append(_decode(model, prompts.of_rows(rows), own, speculation, its, None))
     return side_by_side(runs, together, settings.filler)

@@ -198,13 +198,13 @@ def steps(
     return (step.ids_B for step in choices(model, prompts, settings, cache=cache, constraint=constraint))
 
 
-def most_new(model: Decoder, length: int, settings: Settings) -> int:
+def most_new(model: Decoder, length: int, settings: Settings, name: str = "model") -> int:
     """How many tokens may follow `length` of them. Raises `InputError` where these are too many themselves."""
     if model.positions is None:
         return settings.max_new_tokens
     if length > model.positions:
         raise InputError(
-            f"the prompt has {length} tokens, but the model has learned {model.positions} positions; shorten it"
+            f"the prompt has {length} tokens, but the {name} has learned {model.positions} positions; shorten it"
         )
     # The last position still predicts one token more.
     return min(settings.max_new_tokens, model.positions - length + 1)

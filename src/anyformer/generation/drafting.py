@@ -144,7 +144,7 @@ class DraftModel:
 
     def __init__(self, model: Drafter, prompts: Prompts, settings: Settings, vocabulary: int) -> None:
         self.model, self.settings, self.vocabulary = model, settings, vocabulary
-        self._limit = most_new(model, prompts.ids.shape[1], settings)
+        self._limit = most_new(model, prompts.ids.shape[1], settings, "draft")
         self._cache = model.new_cache(len(prompts), margin=self.most)
         source = None if prompts.source is None else self._known(prompts.source)
         known = replace(prompts, ids=self._known(prompts.ids), source=source)

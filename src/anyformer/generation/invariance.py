@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from anyformer.generation.decoding import Decoder, Step
+from anyformer.generation.decoding import Decoder, Step, most_new
 from anyformer.generation.prompts import Prompts
 from anyformer.generation.settings import Settings
 
@@ -28,18 +28,28 @@ def groups(model: Decoder, settings: Settings, prompts: Prompts, *, alone: bool 
     """Which rows take their steps side by side, all of them to their full length; a search is as many as it has beams.
     Those that could not are a group each; all of them, if they are to go `alone`."""
     found: list[list[int]] = []
-    beside: dict[int, list[int]] = {}
+    beside: dict[tuple[int, int], list[int]] = {}
     for row, (prompt, source) in enumerate(zip(prompts.rows(), prompts.sources())):
-        end = len(prompt) + settings.max_new_tokens
-        size = 1 if alone else model.rows_together(max(end, len(source))) // settings.beams
-        # Where learned positions end a text hangs on the whole batch.
-        if size <= 1 or (model.positions is not None and end > model.positions + 1):
+        room = most_new(model, len(prompt), settings)
+        size = 1 if alone else model.rows_together(max(len(prompt) + room, len(source))) // settings.beams
+        if size <= 1:
             found.append([row])
         else:
-            beside.setdefault(size, []).append(row)
-    for size, rows in beside.items():
+            beside.setdefault((size, room), []).append(row)
+    for (size, _), rows in beside.items():
         found += [rows[first : first + size] for first in range(0, len(rows), size)]
     return found
+
+
+def of_one_room(model: Decoder, settings: Settings, prompts: Prompts) -> list[list[int]]:
+    """The rows in groups that have room for equally many tokens: of one batch, where learned positions or
+    `max_new_tokens` end all of its texts at the same step."""
+    if model.positions is None:
+        return [[*range(len(prompts))]]
+    found: dict[int, list[int]] = {}
+    for row, prompt in enumerate(prompts.rows()):
+        found.setdefault(most_new(model, len(prompt), settings), []).append(row)
+    return [*found.values()]
 
 
 def side_by_side(runs: Sequence[Iterator[Step]], groups: Sequence[Sequence[int]], filler: int) -> Iterator[Step]:

@@ -59,7 +59,8 @@ class Prompts:
         return [[] for _ in self.ids] if self.source is None else unpadded(self.source, self.source_valid)
 
     def checked(self) -> Prompts:
-        """The same with all padding of the ids on the left, so that each row ends with its last token. Raises
+        """The same with all padding of the ids on the left, so that each row ends with its last token, and no more of
+        it than the longest row asks for. Raises
         `InputError` for ids that are not [B, T], or of which a row has no token; for padding that is not marked by
         truth values of that shape; and where there is no prompt at all."""
         if self.ids.dim() != 2:
@@ -74,10 +75,12 @@ class Prompts:
             raise InputError(f"valid is {list(self.valid.shape)}, but the prompt is {list(self.ids.shape)}")
         if self.valid.dtype != torch.bool:
             raise InputError(f"valid must be bool, true where there is no padding, not {self.valid.dtype}; add .bool()")
-        if not bool(self.valid.any(1).all()):
+        shortest, longest = torch.stack(self.valid.sum(1).aminmax()).tolist()
+        if shortest == 0:
             raise InputError("a prompt is all padding; give at least one token to continue from")
-        order = torch.argsort(self.valid.long(), dim=1, stable=True)
-        return replace(self, ids=self.ids.gather(1, order), valid=self.valid.gather(1, order))
+        order = torch.argsort(self.valid.long(), dim=1, stable=True)[:, -longest:]
+        valid = self.valid.gather(1, order) if shortest < longest else None
+        return replace(self, ids=self.ids.gather(1, order), valid=valid)
 
     def each(self, times: int) -> Prompts:
         """Each of them so many times, one after the other."""

@@ -313,16 +313,17 @@ class Transformer(nn.Module):
         chosen = self.settings(**settings)
         speculation = self._speculation(draft, tally, chosen)
         if isinstance(prompts, Tensor):
-            return self._generate(prompts.to(self.device), valid, chosen, speculation)
+            return self._generate(prompts.to(self.device), valid, chosen, speculation)[0]
         ids, valid = prompting.batch(self, prompts, chosen, valid)
         if not prompts:
             return []
         tokenizer = prompting.tokenizer_of(self)
-        if chosen.beams > 1 or chosen.stop or chosen.batch_invariant:
+        if chosen.beams > 1 or chosen.stop:
             steps = stream(self, self.beginning(ids, valid, chosen), chosen, tokenizer, speculation=speculation)
             return ["".join(row) for row in zip(*steps)]
-        new = self._generate(ids, valid, chosen, speculation)
-        return [tokenizer.decode(until_end(row, chosen.eos)) for row in new.tolist()]
+        new, lengths = self._generate(ids, valid, chosen, speculation)
+        rows = [row[:length] for row, length in zip(new.tolist(), lengths)]
+        return [tokenizer.decode(until_end(row, chosen.eos)) for row in rows]
 
     def answers(
         self,
@@ -357,15 +358,19 @@ class Transformer(nn.Module):
         """Ids of each prompt as the model expects them: an empty one is the beginning-of-text token."""
         return prompting.encode(self, prompts, settings)
 
-    def _generate(self, ids: Tensor, valid: Tensor | None, settings: Settings, speculation: Speculation) -> Tensor:
+    def _generate(
+        self, ids: Tensor, valid: Tensor | None, settings: Settings, speculation: Speculation
+    ) -> tuple[Tensor, list[int]]:
+        """New ids [B, N], and how many of each row's were said before there was no room for more."""
         if settings.beams > 1 or settings.stop:
             rows = [answer.ids for answer in self._answers(ids, valid, settings, speculation)]
             longest = max(map(len, rows), default=0)
             filled = [row + [settings.filler] * (longest - len(row)) for row in rows]
-            return torch.tensor(filled, dtype=torch.long, device=self.device)
+            return torch.tensor(filled, dtype=torch.long, device=self.device), [len(row) for row in rows]
         prompts = self.beginning(ids, valid, settings)
         steps = decode(self, prompts, settings, self.tokenizer, speculation=speculation)
-        return torch.stack([step.ids_B for step in steps], 1)
+        said, over = zip(*((step.ids_B, step.over) for step in steps))
+        return torch.stack(said, 1), [sum(row not in its for its in over) for row in range(len(said[0]))]
 
     def _answers(self, ids: Tensor, valid: Tensor | None, settings: Settings, speculation: Speculation) -> list[Answer]:
         return answers(self, self.beginning(ids, valid, settings), settings, self.tokenizer, speculation)
