@@ -190,6 +190,16 @@ def test_what_does_not_fit_is_named(
         merged(checkpoints.open(llama), adapter(tmp_path / "a", tensors, **config))
 
 
+def test_what_is_merged_into_a_quantised_file_keeps_its_floats(llama: Path, tmp_path: Path) -> None:
+    """A change may be smaller than the steps of 8 bits; all other matrices stay as the file has them."""
+    af.load(llama, device="cpu", quantize="int8").save(tmp_path / "x.gguf")
+    its = adapter(tmp_path / "a", low_rank(QUERY, 128, 128))
+    model = af.load(tmp_path / "x.gguf", device="cpu", quantize="keep", adapter=its)
+    assert model.quantization is not None
+    assert [*model.quantization.whole] == ["decoder.layers.1.attention.query"]
+    assert set(model.quantization.formats.values()) == {"Q8_0"}
+
+
 def test_adapters_that_lead_nowhere(llama: Path, tmp_path: Path) -> None:
     """A directory that is none, a model that is not there, and an adapter of an adapter."""
     with pytest.raises(CheckpointError, match=r"is no adapter: it has no adapter_config\.json"):

@@ -76,7 +76,7 @@ def merged(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
             makers[ours] = partial(_changed, checkpoint.tensors, line, index, changes, whole, wanted)
     gone = {name for ours in changed for name in ours}
     same = {name: partial(checkpoint.blocks.__getitem__, name) for name in checkpoint.blocks if name not in gone}
-    return replace(checkpoint, tensors=Lazy(makers), blocks=Lazy(same))
+    return replace(checkpoint, tensors=Lazy(makers), blocks=Lazy(same), quantised=checkpoint.quantised - gone)
 
 
 def _changed(
