@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 #: Keys that are read, and what they are called here.
@@ -74,3 +75,13 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
             stacklevel=4,
         )
     return found
+
+
+def meant(name: str, settings: Iterable[str]) -> str:
+    """What an unknown setting is called among the `settings` here, or what it may have meant."""
+    if name in NAMES:
+        return f"it is called {NAMES[name]} here"
+    if name == "do_sample":
+        return "a temperature above 0 samples, 0 does not"
+    near = get_close_matches(name, settings, n=3, cutoff=0.5) or ["temperature", "top_p", "beams"]
+    return f"there are {', '.join(near)} among others"

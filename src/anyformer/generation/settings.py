@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -20,7 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from anyformer.errors import InputError
-from anyformer.generation.files import NAMES, settings_of
+from anyformer.generation.files import meant, settings_of
 
 #: What belongs to beam search alone.
 _SEARCH = ("beams", "beam_groups", "diversity_penalty", "answers")
@@ -177,7 +176,7 @@ class Settings(BaseModel):
                 raise InputError(first["msg"].removeprefix("Value error, ")) from None
             name = ".".join(str(step) for step in first["loc"])
             if first["type"] == "extra_forbidden":
-                raise InputError(f"there is no generation setting '{name}'; {_meant(name)}") from None
+                raise InputError(f"there is no generation setting '{name}'; {meant(name, cls.model_fields)}") from None
             raise InputError(f"the generation setting '{name}' cannot be used: {first['msg'].lower()}") from None
 
     @model_validator(mode="after")
@@ -283,16 +282,6 @@ def _flat(ids: Any) -> Iterator[int]:
 def _without(ids: Any, unknown: set[int]) -> Any:
     """What is left of the ids of a setting, or of words, without those that hold an unknown one."""
     return tuple(each for each in ids if unknown.isdisjoint(_flat(each))) if isinstance(ids, tuple) else None
-
-
-def _meant(name: str) -> str:
-    """What an unknown setting is called here, or what it may have meant."""
-    if name in NAMES:
-        return f"it is called {NAMES[name]} here"
-    if name == "do_sample":
-        return "a temperature above 0 samples, 0 does not"
-    near = get_close_matches(name, Settings.model_fields, n=3, cutoff=0.5) or ["temperature", "top_p", "beams"]
-    return f"there are {', '.join(near)} among others"
 
 
 def _replaced(given: Mapping[str, Any]) -> tuple[str, ...]:
