@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anyformer.checkpoints.quantizing import fitting, pack_scales, quantize
+from anyformer.checkpoints.quantizing import LARGEST, fitting, pack_scales, quantize
 from anyformer.errors import CheckpointError
 from anyformer.parts.blocks import FORMATS, Format, unpack_scales
 
@@ -110,9 +110,12 @@ def test_which_format_fits() -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_cannot_be_quantised(name: str) -> None:
-    """Rows of part of a block, and numbers that are none, are refused in a sentence."""
+    """Rows of part of a block, and numbers that are none, or that a scale has no room for, are refused in a sentence;
+    the largest that it has room for stays a number."""
     with pytest.raises(CheckpointError, match="rows of 40 are no whole blocks"):
         quantize(torch.zeros(2, 40), FORMATS[name])
-    for bad in (torch.nan, torch.inf):
-        with pytest.raises(CheckpointError, match="not finite"):
+    for bad in (torch.nan, torch.inf, 1e5):
+        with pytest.raises(CheckpointError, match=r"not finite, or beyond 65,504"):
             quantize(torch.full((1, 256), bad), FORMATS[name])
+    largest = quantize(torch.full((1, 256), LARGEST), FORMATS[name]).dequantize()
+    torch.testing.assert_close(largest, torch.full((1, 256), LARGEST), rtol=0.02, atol=0.0)

@@ -13,7 +13,7 @@ import anyformer as af
 from anyformer import families
 from anyformer.checkpoints import Carried, Checkpoint
 from anyformer.checkpoints.gguf import GgufFile
-from anyformer.errors import InputError
+from anyformer.errors import CheckpointError, InputError
 from anyformer.model import Transformer
 from anyformer.model.quantizing import unfilled
 from anyformer.model.saving import blocks_of
@@ -65,6 +65,16 @@ def test_what_stays_in_floats_is_said() -> None:
     assert reasons["router"].startswith("a router") and reasons["query"] == "rows are no whole blocks"
     assert said.formats["decoder.layers.0.attention.output"] == "Q4_0"
     assert "in floats: a router" in str(said)
+
+
+def test_a_damaged_matrix_is_named(tmp_path: Path) -> None:
+    """With the checkpoint, where it cannot be quantised."""
+    model = af.load("llama:tiny", device="cpu")
+    with torch.no_grad():
+        model.decoder.layers[1].feed_forward.up.weight[3, 5] = torch.nan
+    model.save(tmp_path / "damaged")
+    with pytest.raises(CheckpointError, match=r"damaged: decoder\.layers\.1\.feed_forward\.up\.weight: .* not finite"):
+        af.load(tmp_path / "damaged", device="cpu", quantize="int4")
 
 
 def test_keep_computes_with_the_file_s_own_bytes(smollm2: Path) -> None:

@@ -17,6 +17,8 @@ from anyformer.parts.blocks import FORMATS, Blocks, Format
 
 #: Numbers in work at a time; so many, with what is made of them, stay in a core's own cache.
 CHUNK = 1 << 16
+#: The largest number that is quantised, float16's: blocks keep their scales in that.
+LARGEST = 65504.0
 #: How much wider or narrower than the numbers' range the spacings that are tried are, in steps of q.
 NUDGES = (-1.0, -0.6, -0.2, 0.2, 0.6, 1.0)
 #: What takes the place of a format where rows are no whole blocks of it.
@@ -40,7 +42,7 @@ def quantize(tensor: Tensor, format: Format, *, search: bool = True) -> Blocks:
     """The blocks of a matrix [..., out, in], whose rows must be whole blocks.
 
     Without `search`, Q8_0, Q4_0 and Q4_1 are rounded as ggml's reference rounds them, to the bit. Raises
-    `CheckpointError` for rows that are no whole blocks, and for numbers that are not finite.
+    `CheckpointError` for rows that are no whole blocks, and for numbers that are none, or larger than `LARGEST`.
     """
     if not format.fits(tensor.shape[-1]):
         raise CheckpointError(f"rows of {tensor.shape[-1]} are no whole blocks of {format.name}; take another format")
@@ -50,8 +52,11 @@ def quantize(tensor: Tensor, format: Format, *, search: bool = True) -> Blocks:
     step = CHUNK // format.elements
     for part, into in zip(rows.split(step), data.split(step)):
         numbers = part.detach().to("cpu", torch.float32)
-        if not bool(numbers.isfinite().all()):
-            raise CheckpointError("a matrix to be quantised holds numbers that are not finite; the model is damaged")
+        if not bool((numbers.abs() <= LARGEST).all()):
+            raise CheckpointError(
+                f"a matrix to be quantised holds numbers that are not finite, or beyond {LARGEST:,.0f}; the model is "
+                f"damaged"
+            )
         into.copy_(make(numbers))
     return Blocks(data.view(*tensor.shape[:-1], -1), format)
 

@@ -12,7 +12,7 @@ import torch
 from anyformer import spec
 from anyformer.checkpoints import Checkpoint
 from anyformer.checkpoints.quantizing import fitting, quantize
-from anyformer.errors import InputError
+from anyformer.errors import CheckpointError, InputError
 from anyformer.model.transformer import Transformer
 from anyformer.parts.blocks import FORMATS, Blocks
 from anyformer.parts.experts import Experts
@@ -146,4 +146,9 @@ def _converted(checkpoint: Checkpoint, how: str, matrix: str, *, table: bool) ->
     format = fitting(wanted, tensor.shape[-1], table=table)
     if format is None:
         return "rows are no whole blocks"
-    return kept if kept is not None and kept.format == format else quantize(tensor, format)
+    if kept is not None and kept.format == format:
+        return kept
+    try:
+        return quantize(tensor, format)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.origin}: {matrix}: {error}") from None
