@@ -45,29 +45,22 @@ template <int ACTIVATION> inline Curve curve(Vec x) {
     }
 }
 
-// A product of few rows takes these one at a time: exact where `curve` is near.
-inline float activate(float x, int how) {
-    switch (how) {
-        case RELU: return x > 0 ? x : 0;
-        case GELU: return 0.5f * x * (1 + std::erf(x * 0.70710678f));
-        case TANH: return std::tanh(x);
-        default: return x;
-    }
-}
-
+// Of a product of few rows: those that `curve` has exactly or nearly so by it, the others one at a time.
 inline void activate(float* x, int64_t n, int how) {
-    int64_t i = 0;
-    if (how == SILU || how == SIGMOID || how == GELU_TANH) {
-        for (; i < n; i += LANES) {
-            Vec v = {};
-            int64_t some = n - i < LANES ? n - i : LANES;
-            std::memcpy(&v, x + i, some * 4);
-            v = how == SILU ? curve<SILU>(v).value : how == SIGMOID ? curve<SIGMOID>(v).value : curve<GELU_TANH>(v).value;
-            std::memcpy(x + i, &v, some * 4);
-        }
-        return;
+    auto curved = [&](auto curve) {
+        for (int64_t i = 0; i < n; i += LANES) put_some(x + i, curve(some(x + i, n - i)).value, n - i);
+    };
+    switch (how) {
+        case RELU: return curved(curve<RELU>);
+        case SILU: return curved(curve<SILU>);
+        case SIGMOID: return curved(curve<SIGMOID>);
+        case GELU_TANH: return curved(curve<GELU_TANH>);
+        case GELU:
+            for (int64_t i = 0; i < n; i++) x[i] = 0.5f * x[i] * (1 + std::erf(x[i] * 0.70710678f));
+            return;
+        case TANH:
+            for (int64_t i = 0; i < n; i++) x[i] = std::tanh(x[i]);
     }
-    for (; i < n; i++) x[i] = activate(x[i], how);
 }
 
 }  // namespace ISA

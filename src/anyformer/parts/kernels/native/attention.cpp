@@ -23,11 +23,11 @@ constexpr int64_t PAIR = 2 * LANES;  // channels read at a time, in two vectors
 constexpr int KEYS = 4;              // scored at a time
 constexpr int TILE = LANES == 16 ? 4 : 2;  // queries at a time, so many that what they add up stays in registers
 
-// How keys and values are kept: PAIR channels in two vectors, in whichever order costs nothing; `place` is where among
-// them channel c then lies. Queries are laid out alike, and answers are brought back.
+// How keys and values are kept: PAIR channels in two vectors, in whichever order costs nothing. Queries are laid out
+// alike, and answers are brought back.
 struct Floats {
     static constexpr int64_t SIZE = 4;
-    static int64_t place(int64_t c) { return c; }
+    static constexpr bool INTERLEAVED = false;
     static void read(const char* from, Vec (&to)[2]) {
         to[0] = ISA::read<Vec>(from);
         to[1] = ISA::read<Vec>(from + sizeof(Vec));
@@ -37,7 +37,7 @@ struct Floats {
 
 struct BFloats {
     static constexpr int64_t SIZE = 2;
-    static int64_t place(int64_t c) { return c / PAIR * PAIR + c % 2 * LANES + c % PAIR / 2; }
+    static constexpr bool INTERLEAVED = true;
     static void read(const char* from, Vec (&to)[2]) {
         read_bf16(reinterpret_cast<const uint16_t*>(from), to[0], to[1]);
     }
@@ -46,7 +46,7 @@ struct BFloats {
 
 struct Int8s {
     static constexpr int64_t SIZE = 1;
-    static int64_t place(int64_t c) { return c; }
+    static constexpr bool INTERLEAVED = false;
     static void read(const char* from, Vec (&to)[2]) {
         to[0] = int8s(from);
         to[1] = int8s(from + LANES);
@@ -57,6 +57,25 @@ struct Int8s {
         to[1] *= scale;
     }
 };
+
+// PAIR channels in their order as Kept has them, and back.
+template <class Kept> inline void lay(const float* plain, float* to) {
+    if (!Kept::INTERLEAVED) std::memcpy(to, plain, 4 * PAIR);
+    else
+        for (int i = 0; i < LANES; i++) {
+            to[i] = plain[2 * i];
+            to[LANES + i] = plain[2 * i + 1];
+        }
+}
+
+template <class Kept> inline void bring_back(const float* laid, float* to) {
+    if (!Kept::INTERLEAVED) std::memcpy(to, laid, 4 * PAIR);
+    else
+        for (int i = 0; i < LANES; i++) {
+            to[2 * i] = laid[i];
+            to[2 * i + 1] = laid[LANES + i];
+        }
+}
 
 // The channels of a row from `first` on, zeros past its end.
 template <class Kept> inline void channels(const char* row, int64_t first, int64_t width, Vec (&to)[2]) {
@@ -108,8 +127,13 @@ template <class Kept> struct Chunk {
           records(records), q(shape.queries * shape.keys) {
         for (int64_t i = 0; i < shape.queries; i++) {
             const int64_t at = b * it.q_strides[0] + head(i) * it.q_strides[1] + i % it.T * it.q_strides[2];
-            for (int64_t c = 0; c < it.C; c++)
-                q[i * shape.keys + Kept::place(c)] = it.scale * number(it.q, at + c, it.type);
+            for (int64_t c = 0; c < it.C; c += PAIR) {
+                float plain[PAIR] = {};
+                write(plain, it.scale * some(it.q, at + c, it.C - c, it.type));
+                if (it.C - c > LANES)
+                    write(plain + LANES, it.scale * some(it.q, at + c + LANES, it.C - c - LANES, it.type));
+                lay<Kept>(plain, q.data() + i * shape.keys + c);
+            }
             float* record = records + i * shape.record;
             std::fill(record, record + shape.record, 0.0f);
             record[0] = -INFINITY;
@@ -235,10 +259,18 @@ void join(const Attention& it, const Shape& shape, const float* records, int64_t
         shares[c] = peak == -INFINITY ? 0 : std::exp(peak - most);
         total += shares[c] * records[c * stride + 1];
     }
-    for (int64_t v = 0; v < it.V; v++) {
-        float value = 0;
-        for (int64_t c = 0; c < shape.chunks; c++) value += shares[c] * records[c * stride + 2 + Kept::place(v)];
-        put(it.y, out + v, total > 0 ? value / total : 0, it.type);
+    if (total == 0) total = 1;  // nothing is seen
+    for (int64_t v = 0; v < it.V; v += PAIR) {
+        Vec values[2] = {};
+        for (int64_t c = 0; c < shape.chunks; c++) {
+            const float* record = records + c * stride + 2 + v;
+            for (int half = 0; half < 2; half++) values[half] += shares[c] * read<Vec>(record + half * LANES);
+        }
+        float laid[PAIR], plain[PAIR];
+        for (int half = 0; half < 2; half++) write(laid + half * LANES, values[half] / total);
+        bring_back<Kept>(laid, plain);
+        for (int64_t c = 0; c < std::min(PAIR, it.V - v); c += LANES)
+            put_some(it.y, out + v + c, read<Vec>(plain + c), it.V - v - c, it.type);
     }
 }
 
@@ -247,19 +279,20 @@ template <class Kept> void run(const Attention& it) {
     const int64_t G = it.H / it.K, units = it.B * it.K * shape.chunks, size = shape.queries * shape.record;
     std::vector<float> records(units * size);
     const int threads = it.B * it.H * it.T * it.S * it.C < ALONE ? 1 : it.threads;
-    parallel(units, threads, [&](int64_t first, int64_t last) {
+    parallel(units, 1, threads, [&](int64_t first, int64_t last) {
         for (int64_t unit = first; unit < last; unit++) {
             const int64_t head = unit / shape.chunks, chunk = unit % shape.chunks;
             Chunk<Kept>(it, shape, head / it.K, head % it.K, chunk, records.data() + unit * size).read_all();
         }
     });
-    for (int64_t b = 0; b < it.B; b++)
-        for (int64_t head = 0; head < it.H; head++)
+    parallel(it.B * it.H, threads, [&](int64_t first, int64_t last) {
+        for (int64_t unit = first; unit < last; unit++)
             for (int64_t t = 0; t < it.T; t++) {
-                const int64_t kv = head / G, query = head % G * it.T + t;
-                const float* found = records.data() + (b * it.K + kv) * shape.chunks * size + query * shape.record;
+                const int64_t b = unit / it.H, head = unit % it.H, query = head % G * it.T + t;
+                const float* found = records.data() + (b * it.K + head / G) * shape.chunks * size + query * shape.record;
                 join<Kept>(it, shape, found, head, ((b * it.T + t) * it.H + head) * it.V);
             }
+    });
 }
 
 }  // namespace

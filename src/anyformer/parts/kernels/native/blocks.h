@@ -267,16 +267,18 @@ template <class B> struct Blocks {
     std::vector<int8_t> numbers;
     std::vector<float> scales, sums;
 
-    Blocks(const Norm& from, int64_t rows, const int64_t* which)
+    Blocks(const Norm& from, int64_t rows, int threads, const int64_t* which)
         : spans((from.width + B::SPAN - 1) / B::SPAN),
           numbers(rows * spans * B::SPAN),
           scales(rows * spans * B::SPAN / 4),
           sums(rows * spans * B::SUMS) {
-        std::vector<float> plain(from.width);
-        for (int64_t row = 0; row < rows; row++) {
-            normalize(from, (which ? which[row] : row) * from.width, plain.data());
-            for (int64_t block = 0; block < from.width / 32; block++) quantize(plain.data() + 32 * block, row, block);
-        }
+        parallel(rows, rows * from.width < ALONE ? 1 : threads, [&](int64_t first, int64_t last) {
+            std::vector<float> plain(from.width);
+            for (int64_t row = first; row < last; row++) {
+                normalize(from, (which ? which[row] : row) * from.width, plain.data());
+                for (int64_t block = 0; block < from.width / 32; block++) quantize(plain.data() + 32 * block, row, block);
+            }
+        });
     }
 
     static int64_t row_bytes(int64_t in) { return in / B::SPAN * B::BYTES + in % B::SPAN * B::BYTES / B::SPAN; }

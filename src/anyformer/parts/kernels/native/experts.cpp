@@ -116,9 +116,9 @@ void experts(const Experts& it) {
 
     const Norm plain{it.x, nullptr, nullptr, it.width, it.type, NO_NORM, 0};
     const Stacked gate{it.gate, it.gate_bias, F, it.width, it.type}, up{it.up, it.up_bias, F, it.width, it.type};
-    const auto inward = ready(it.up_format, plain, count, rows.data());
+    const auto inward = ready(it.up_format, plain, count, threads, rows.data());
     const bool alike = !it.gate || it.gate_format == it.up_format;
-    const auto gating = alike ? nullptr : ready(it.gate_format, plain, count, rows.data());
+    const auto gating = alike ? nullptr : ready(it.gate_format, plain, count, threads, rows.data());
     std::vector<float> gates(it.gate ? count * F : 0), hidden(count * F);
     parallel(F, threads, [&](int64_t first, int64_t last) {
         if (it.gate) multiply(alike ? *inward : *gating, gate, groups, {first, last}, gates.data());
@@ -128,7 +128,7 @@ void experts(const Experts& it) {
     });
 
     const Stacked down{it.down, it.down_bias, it.width, F, it.type};
-    const auto outward = ready(it.down_format, {hidden.data(), nullptr, nullptr, F, FLOAT32, NO_NORM, 0}, count);
+    const auto outward = ready(it.down_format, {hidden.data(), nullptr, nullptr, F, FLOAT32, NO_NORM, 0}, count, threads);
     std::vector<float> made(count * it.width), sums(it.rows * it.width);
     parallel(it.width, threads, [&](int64_t first, int64_t last) {
         multiply(*outward, down, groups, {first, last}, made.data());

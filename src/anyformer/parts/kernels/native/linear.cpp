@@ -11,11 +11,12 @@
 namespace ISA {
 
 void linear(const Linear& it) {
-    const auto inputs = ready(it.format, {it.x, it.norm, it.norm_bias, it.in, it.type, it.norm_kind, it.eps}, it.rows);
+    const Norm from{it.x, it.norm, it.norm_bias, it.in, it.type, it.norm_kind, it.eps};
+    const auto inputs = ready(it.format, from, it.rows, it.threads);
     const Matrix matrix{it.weight, it.bias, it.in, it.type};
     const int64_t out = it.gated ? it.out / 2 : it.out;
-    constexpr int64_t STRETCH = 64;
-    parallel(out, it.in * it.out < ALONE ? 1 : it.threads, [&](int64_t first, int64_t last) {
+    constexpr int64_t STRETCH = 48;  // rows of W that a thread takes at a time
+    parallel(out, STRETCH, it.in * it.out < ALONE ? 1 : it.threads, [&](int64_t first, int64_t last) {
         std::vector<float> sums(it.rows * STRETCH), gates(it.gated ? it.rows * STRETCH : 0);
         for (int64_t r = first; r < last; r += STRETCH) {
             const int64_t end = std::min(last, r + STRETCH), n = end - r;
@@ -29,11 +30,12 @@ void linear(const Linear& it) {
                 float* y = sums.data() + m * STRETCH;
                 float* gate = it.gated ? gates.data() + m * STRETCH : y;
                 if (it.activation) activate(gate, n, it.activation);
-                for (int64_t i = 0; i < n; i++) {
-                    const int64_t at = m * out + r + i;
-                    float value = it.gated ? gate[i] * y[i] : y[i];
-                    if (it.residual) value += number(it.residual, at, it.type);
-                    put(it.y, at, value, it.type);
+                for (int64_t i = 0; i < n; i += LANES) {
+                    const int64_t at = m * out + r + i, left = n - i;
+                    Vec value = some(y + i, left);
+                    if (it.gated) value *= some(gate + i, left);
+                    if (it.residual) value += some(it.residual, at, left, it.type);
+                    put_some(it.y, at, value, left, it.type);
                 }
             }
         }

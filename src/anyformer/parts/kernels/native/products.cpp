@@ -7,29 +7,29 @@
 
 #include "blocks.h"
 #include "simd.h"
+#include "threads.h"
 
 #include <vector>
 
 namespace ISA {
 namespace {
 
-constexpr int ROWS = LANES >= 16 ? 4 : 2;  // of W at a time
+constexpr int ROWS = LANES >= 16 ? 6 : 2;  // of W at a time
 constexpr int INPUTS = 4;                  // rows of x at a time
 constexpr int STEP = 2 * LANES;            // columns at a time
+constexpr int64_t AHEAD = 8192;            // bytes asked for before they are met, at least
 
 struct Float32 {
     static constexpr int64_t bytes(int64_t n) { return 4 * n; }
-    static void read(const char* row, int64_t c, Vec& a, Vec& b) {
-        a = ISA::read<Vec>(row + 4 * c);
-        b = ISA::read<Vec>(row + 4 * (c + LANES));
-    }
+    static Vec read(const char* row, int64_t c, int half) { return ISA::read<Vec>(row + 4 * (c + half * LANES)); }
     static void arrange(const float* step, float* to) { std::memcpy(to, step, 4 * STEP); }
 };
 
 struct Bfloat16 {
     static constexpr int64_t bytes(int64_t n) { return 2 * n; }
-    static void read(const char* row, int64_t c, Vec& a, Vec& b) {
-        read_bf16(reinterpret_cast<const uint16_t*>(row) + c, a, b);
+    static Vec read(const char* row, int64_t c, int half) {
+        const Bits pairs = ISA::read<Bits>(row + 2 * c);
+        return (Vec)(half ? pairs & 0xffff0000u : pairs << 16);
     }
     static void arrange(const float* step, float* to) {
         for (int i = 0; i < LANES; i++) to[i] = step[2 * i];
@@ -53,13 +53,15 @@ template <class F> struct Floats {
     int64_t width;
     std::vector<Step> x;
 
-    Floats(const Norm& from, int64_t rows, const int64_t* which)
+    Floats(const Norm& from, int64_t rows, int threads, const int64_t* which)
         : width((from.width + STEP - 1) / STEP), x((rows + INPUTS - 1) / INPUTS * INPUTS * width) {
-        std::vector<float> plain(width * STEP);
-        for (int64_t row = 0; row < rows; row++) {
-            normalize(from, (which ? which[row] : row) * from.width, plain.data());
-            for (int64_t c = 0; c < width; c++) F::arrange(plain.data() + c * STEP, x[place(row, c)].x);
-        }
+        parallel(rows, rows * from.width < ALONE ? 1 : threads, [&](int64_t first, int64_t last) {
+            std::vector<float> plain(width * STEP);
+            for (int64_t row = first; row < last; row++) {
+                normalize(from, (which ? which[row] : row) * from.width, plain.data());
+                for (int64_t c = 0; c < width; c++) F::arrange(plain.data() + c * STEP, x[place(row, c)].x);
+            }
+        });
     }
 
     int64_t place(int64_t row, int64_t c) const { return (row / INPUTS * width + c) * INPUTS + row % INPUTS; }
@@ -70,11 +72,12 @@ template <class F> struct Floats {
         const int64_t stride = F::bytes(in), whole = in / STEP;
         const Step* inputs = x.data() + place(m, 0);
         Vec total[R][M] = {};
-        // The next tile follows these rows of W. Its streams are too short for the machine to see them coming, and it has
-        // only so many reads under way: each tile of x asks for its share, so that memory and products take turns.
-        const int first = int(R * turn.index / turn.of), last = int(R * (turn.index + 1) / turn.of);
+        // What follows these rows of W is asked for in the order of memory, so that the machine sees one long stream and
+        // runs ahead; each tile of x asks for its share, so that memory and products take turns.
+        const int64_t share = R * F::bytes(STEP) / turn.of;
+        const char* ahead = w + std::max(R * stride, AHEAD) + turn.index * whole * share;
         for (int64_t c = 0; c < whole; c++) {
-            for (int r = first; r < last; r++) __builtin_prefetch(w + (r + R) * stride + F::bytes(c * STEP), 0, 2);
+            for (int64_t line = 0; line < share; line += 64) __builtin_prefetch(ahead + c * share + line, 0, 2);
             step<R, M>(w, stride, c * STEP, inputs + c * INPUTS, total);
         }
         if (whole * STEP < in) {
@@ -83,21 +86,20 @@ template <class F> struct Floats {
             for (int r = 0; r < R; r++) std::memcpy(tail + r * F::bytes(STEP), w + r * stride + done, stride - done);
             step<R, M>(tail, F::bytes(STEP), 0, inputs + whole * INPUTS, total);
         }
-        if constexpr (M == INPUTS)
-            each_sum<R * M>(total[0], sums[0]);
-        else
-            for (int r = 0; r < R; r++) each_sum<M>(total[r], sums[r]);
+        float each[R * M];
+        each_sum<R * M>(total[0], each);
+        for (int r = 0; r < R; r++)
+            for (int i = 0; i < M; i++) sums[r][i] = each[r * M + i];
     }
 
     template <int R, int M>
     static void step(const char* w, int64_t stride, int64_t c, const Step* inputs, Vec (&total)[R][M]) {
-        Vec even[R], odd[R];
-        for (int r = 0; r < R; r++) F::read(w + r * stride, c, even[r], odd[r]);
-        for (int i = 0; i < M; i++) {
-            const Vec a = read<Vec>(inputs[i].x), b = read<Vec>(inputs[i].x + LANES);
-            for (int r = 0; r < R; r++) {
-                total[r][i] += even[r] * a;
-                total[r][i] += odd[r] * b;
+        for (int half = 0; half < 2; half++) {
+            Vec own[R];
+            for (int r = 0; r < R; r++) own[r] = F::read(w + r * stride, c, half);
+            for (int i = 0; i < M; i++) {
+                const Vec a = read<Vec>(inputs[i].x + half * LANES);
+                for (int r = 0; r < R; r++) total[r][i] += own[r] * a;
             }
         }
     }
@@ -106,55 +108,51 @@ template <class F> struct Floats {
 template <class Inputs> struct Of final : Products {
     const Inputs inputs;
 
-    Of(const Norm& from, int64_t rows, const int64_t* which) : inputs(from, rows, which) {}
+    Of(const Norm& from, int64_t rows, int threads, const int64_t* which) : inputs(from, rows, threads, which) {}
 
     int64_t bytes(int64_t in) const override { return Inputs::row_bytes(in); }
 
     void multiply(const Matrix& matrix, Stretch x, Stretch w, float* sums, int64_t width) const override {
-        const int64_t bytes = Inputs::row_bytes(matrix.in), turns = (x.last - 1) / INPUTS - x.first / INPUTS + 1;
-        float found[ROWS][INPUTS];
-        for (int64_t r = w.first; r < w.last; r += ROWS) {
-            const char* row = static_cast<const char*>(matrix.weight) + r * bytes;
-            const int64_t rows = w.last - r < ROWS ? w.last - r : ROWS;
-            Turn turn{0, turns};
-            // A tile begins and ends where those of x's layout do, or with the stretch.
-            for (int64_t m = x.first, end; m < x.last; m = end, turn.index++) {
-                end = std::min(x.last, (m / INPUTS + 1) * INPUTS);
-                const int64_t count = end - m;
-                if (rows < ROWS)
-                    for (int64_t i = 0; i < rows; i++)
-                        for (int64_t j = 0; j < count; j++) {
-                            float one[ROWS][INPUTS];
-                            inputs.template tile<1, 1>(row + i * bytes, matrix.in, m + j, turn, one);
-                            found[i][j] = one[0][0];
-                        }
-                else if (count == 4) inputs.template tile<ROWS, 4>(row, matrix.in, m, turn, found);
-                else if (count == 3) inputs.template tile<ROWS, 3>(row, matrix.in, m, turn, found);
-                else if (count == 2) inputs.template tile<ROWS, 2>(row, matrix.in, m, turn, found);
-                else inputs.template tile<ROWS, 1>(row, matrix.in, m, turn, found);
-                for (int64_t i = 0; i < rows; i++)
-                    for (int64_t j = 0; j < count; j++)
-                        sums[(m + j - x.first) * width + r - w.first + i] = found[i][j];
-            }
-        }
+        const int64_t bytes = Inputs::row_bytes(matrix.in);
+        const char* row = static_cast<const char*>(matrix.weight) + w.first * bytes;
+        int64_t r = 0;
+        for (; r + ROWS <= w.last - w.first; r += ROWS) meet<ROWS>(row + r * bytes, matrix.in, x, sums + r, width);
+        for (; r < w.last - w.first; r++) meet<1>(row + r * bytes, matrix.in, x, sums + r, width);
         if (matrix.bias)
             for (int64_t m = 0; m < x.last - x.first; m++)
                 for (int64_t r = w.first; r < w.last; r++)
                     sums[m * width + r - w.first] += number(matrix.bias, r, matrix.type);
     }
+
+    // R rows of W with a stretch of x's. A tile begins and ends where those of x's layout do, or with the stretch.
+    template <int R> void meet(const char* w, int64_t in, Stretch x, float* sums, int64_t width) const {
+        float found[R][INPUTS];
+        Turn turn{0, (x.last - 1) / INPUTS - x.first / INPUTS + 1};
+        for (int64_t m = x.first, end; m < x.last; m = end, turn.index++) {
+            end = std::min(x.last, (m / INPUTS + 1) * INPUTS);
+            switch (end - m) {
+                case 4: inputs.template tile<R, 4>(w, in, m, turn, found); break;
+                case 3: inputs.template tile<R, 3>(w, in, m, turn, found); break;
+                case 2: inputs.template tile<R, 2>(w, in, m, turn, found); break;
+                default: inputs.template tile<R, 1>(w, in, m, turn, found);
+            }
+            for (int64_t j = m; j < end; j++)
+                for (int r = 0; r < R; r++) sums[(j - x.first) * width + r] = found[r][j - m];
+        }
+    }
 };
 
 }  // namespace
 
-std::unique_ptr<Products> ready(int32_t format, const Norm& from, int64_t rows, const int64_t* which) {
+std::unique_ptr<Products> ready(int32_t format, const Norm& from, int64_t rows, int threads, const int64_t* which) {
     switch (format) {
-        case FLOAT32: return std::make_unique<Of<Floats<Float32>>>(from, rows, which);
-        case BFLOAT16: return std::make_unique<Of<Floats<Bfloat16>>>(from, rows, which);
-        case Q4_0: return std::make_unique<Of<Blocks<FourBits<false>>>>(from, rows, which);
-        case Q4_1: return std::make_unique<Of<Blocks<FourBits<true>>>>(from, rows, which);
-        case Q8_0: return std::make_unique<Of<Blocks<EightBits>>>(from, rows, which);
-        case Q4_K: return std::make_unique<Of<Blocks<FourBitsOfMany>>>(from, rows, which);
-        default: return std::make_unique<Of<Blocks<SixBits>>>(from, rows, which);
+        case FLOAT32: return std::make_unique<Of<Floats<Float32>>>(from, rows, threads, which);
+        case BFLOAT16: return std::make_unique<Of<Floats<Bfloat16>>>(from, rows, threads, which);
+        case Q4_0: return std::make_unique<Of<Blocks<FourBits<false>>>>(from, rows, threads, which);
+        case Q4_1: return std::make_unique<Of<Blocks<FourBits<true>>>>(from, rows, threads, which);
+        case Q8_0: return std::make_unique<Of<Blocks<EightBits>>>(from, rows, threads, which);
+        case Q4_K: return std::make_unique<Of<Blocks<FourBitsOfMany>>>(from, rows, threads, which);
+        default: return std::make_unique<Of<Blocks<SixBits>>>(from, rows, threads, which);
     }
 }
 

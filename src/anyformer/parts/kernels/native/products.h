@@ -8,7 +8,7 @@
 
 namespace ISA {
 
-constexpr int64_t ALONE = 1 << 14;  // weights below which a second thread costs more than it gives
+constexpr int64_t ALONE = 1 << 14;  // weights, or inputs, below which a second thread costs more than it gives
 
 struct Matrix {
     const void* weight;  // [out, in], as its format stores a row
@@ -33,6 +33,7 @@ struct Products {
 };
 
 // Rows `which` of what a norm reads, or so many from the first, for matrices of a format.
-std::unique_ptr<Products> ready(int32_t format, const Norm& from, int64_t rows, const int64_t* which = nullptr);
+std::unique_ptr<Products> ready(int32_t format, const Norm& from, int64_t rows, int threads,
+                                const int64_t* which = nullptr);
 
 }  // namespace ISA

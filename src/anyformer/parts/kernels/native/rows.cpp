@@ -15,19 +15,6 @@ namespace {
 constexpr int64_t PARTS = 32;      // of a norm's rows, over which its weight's gradient is added up apart: on any machine
 constexpr int64_t STRETCH = 4096;  // numbers of an activation at a time
 
-// Up to LANES numbers, zeros behind them; and back.
-inline Vec some(const float* from, int64_t n) {
-    if (n >= LANES) return read<Vec>(from);
-    Vec v = {};
-    std::memcpy(&v, from, 4 * n);
-    return v;
-}
-
-inline void keep_some(float* to, Vec v, int64_t n) {
-    if (n >= LANES) write(to, v);
-    else std::memcpy(to, &v, 4 * n);
-}
-
 // The gradients of y = x · scale · w in one row; with x̂ = x · scale and g = dy · w
 //
 //     dx = scale · (g - x̂ · mean(g · x̂))     dw = Σ dy · x̂
@@ -46,39 +33,25 @@ void norm_back(const NormRows& it, int64_t row, float* d_weight) {
     for (int64_t c = 0; c < n; c += LANES) {
         const Vec here = some(x + c, n - c), d = some(d_y + c, n - c);
         const Vec g = it.weight ? d * (some(it.weight + c, n - c) + offset) : d;
-        keep_some(it.d_x + row * n + c, scale * (g - here * across), n - c);
-        keep_some(d_weight + c, some(d_weight + c, n - c) + d * here * scale, n - c);
+        put_some(it.d_x + row * n + c, scale * (g - here * across), n - c);
+        put_some(d_weight + c, some(d_weight + c, n - c) + d * here * scale, n - c);
     }
-}
-
-// LANES numbers of either type, and back; fewer at the end of a tensor.
-inline Vec numbers(const void* from, int64_t at, int64_t n, int type) {
-    if (n >= LANES) return widened(from, at, type);
-    Vec v = {};
-    for (int64_t i = 0; i < n; i++) v[i] = number(from, at + i, type);
-    return v;
-}
-
-inline void put_some(void* to, int64_t at, Vec v, int64_t n, int type) {
-    if (type == FLOAT32) return keep_some(static_cast<float*>(to) + at, v, n);
-    if (n >= LANES) return write(static_cast<uint16_t*>(to) + at, narrowed(v));
-    for (int64_t i = 0; i < n; i++) put(to, at + i, v[i], type);
 }
 
 template <int TYPE, int ACTIVATION, bool GATED, bool BACK>
 void activate(const ActivatedRows it, int64_t first, int64_t last) {
     for (int64_t i = first; i < last; i += LANES) {
         const int64_t n = last - i;
-        const Curve found = curve<ACTIVATION>(numbers(it.x, i, n, TYPE));
+        const Curve found = curve<ACTIVATION>(some(it.x, i, n, TYPE));
         if (BACK) {
-            Vec d = numbers(it.d_y, i, n, TYPE);
+            Vec d = some(it.d_y, i, n, TYPE);
             if (GATED) {
                 put_some(it.d_up, i, d * found.value, n, TYPE);
-                d *= numbers(it.up, i, n, TYPE);
+                d *= some(it.up, i, n, TYPE);
             }
             put_some(it.d_x, i, d * found.slope, n, TYPE);
         } else {
-            put_some(it.y, i, GATED ? found.value * numbers(it.up, i, n, TYPE) : found.value, n, TYPE);
+            put_some(it.y, i, GATED ? found.value * some(it.up, i, n, TYPE) : found.value, n, TYPE);
         }
     }
 }

@@ -76,17 +76,26 @@ inline float sum(Vec v) {
 #endif
 }
 
-// The sum of each of N vectors, to the same bits as alone; of sixteen at a time in a fraction of the shuffles.
+// The sum of each of N vectors, to the same bits as alone; of many at a time in a fraction of the shuffles.
 template <int N> inline void each_sum(const Vec* of, float* to) {
     int i = 0;
 #if defined(__AVX512F__)
-    for (; i + 16 <= N; i += 16, of += 16, to += 16) {
-        const __m512 first = halves(quarters(of[0], of[1], of[2], of[3]), quarters(of[4], of[5], of[6], of[7]));
-        const __m512 second = halves(quarters(of[8], of[9], of[10], of[11]), quarters(of[12], of[13], of[14], of[15]));
-        _mm512_storeu_ps(to, halves(first, second));
+    for (; N - i >= 16; i += 16) {
+        const Vec* v = of + i;
+        const __m512 first = halves(quarters(v[0], v[1], v[2], v[3]), quarters(v[4], v[5], v[6], v[7]));
+        const __m512 second = halves(quarters(v[8], v[9], v[10], v[11]), quarters(v[12], v[13], v[14], v[15]));
+        _mm512_storeu_ps(to + i, halves(first, second));
+    }
+    for (; N - i > 2; i += 8) {
+        const int n = N - i < 8 ? N - i : 8;
+        Vec v[8] = {};
+        for (int j = 0; j < n; j++) v[j] = of[i + j];
+        const __m512 first = halves(quarters(v[0], v[1], v[2], v[3]), quarters(v[4], v[5], v[6], v[7]));
+        const __m512 sums = halves(first, first);
+        std::memcpy(to + i, &sums, 4 * n);
     }
 #endif
-    for (; i < N; i++) *to++ = sum(*of++);
+    for (; i < N; i++) to[i] = sum(of[i]);
 }
 
 // The sums of four vectors, in a fraction of the shuffles that each alone would take.
@@ -187,6 +196,34 @@ inline float number(const void* from, int64_t at, int type) {
 inline void put(void* to, int64_t at, float value, int type) {
     if (type == 0) static_cast<float*>(to)[at] = value;
     else static_cast<uint16_t*>(to)[at] = to_bf16(value);
+}
+
+// Up to LANES numbers, zeros behind them; and back.
+inline Vec some(const float* from, int64_t n) {
+    if (n >= LANES) return read<Vec>(from);
+    Vec v = {};
+    std::memcpy(&v, from, 4 * n);
+    return v;
+}
+
+inline void put_some(float* to, Vec v, int64_t n) {
+    if (n >= LANES) write(to, v);
+    else std::memcpy(to, &v, 4 * n);
+}
+
+// The same of either type.
+inline Vec some(const void* from, int64_t at, int64_t n, int type) {
+    if (type == 0) return some(static_cast<const float*>(from) + at, n);
+    if (n >= LANES) return widened(from, at, type);
+    Vec v = {};
+    for (int64_t i = 0; i < n; i++) v[i] = number(from, at + i, type);
+    return v;
+}
+
+inline void put_some(void* to, int64_t at, Vec v, int64_t n, int type) {
+    if (type == 0) return put_some(static_cast<float*>(to) + at, v, n);
+    if (n >= LANES) return write(static_cast<uint16_t*>(to) + at, narrowed(v));
+    for (int64_t i = 0; i < n; i++) put(to, at + i, v[i], type);
 }
 
 // e^x within 2 units in the last place: 2^n by the exponent's bits, the rest by a polynomial (Cephes' expf).
