@@ -98,8 +98,8 @@ def generate(
     yield from beside(row, report, phase, asked)
     if decodes:
         reading, _ = report.shares(phase)
-        best = f"{report.read_rate / 1e9:.1f} GB/s read at best"
-        yield Line(row, "share of the rate of reading", f"{reading:.0%}", best, asked=share)
+        best = f"{report.read_rate / 1e9:.1f} GB/s at best"
+        yield Line(row, "share of the rate of reading", f"{reading:.0%}", "memory", best, asked=share)
 
 
 def embed(row: str, options: argparse.Namespace, kind: str, asked: str) -> Rows:
