@@ -10,13 +10,15 @@ from torch import Tensor
 
 import anyformer as af
 from anyformer.model import Transformer, recording
+from anyformer.parts import kernels
 from anyformer.parts.cache import Cache
 from anyformer.parts.kernels import native
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the native kernels are not compiled here")
 
 #: Presets whose steps are native throughout: rotary, learned and relative positions, windows, norms before, after and
-#: around branches and of heads, parallel branches, shared norms, encoder-decoders, mixtures with biases and without.
+#: around branches and of heads, parallel branches, shared norms, encoder-decoders, mixtures with biases and without,
+#: choices by groups, latent attention.
 RECORDED = [
     "llama:tiny",
     "gpt2:tiny",
@@ -29,16 +31,17 @@ RECORDED = [
     "mixtral:tiny",
     "qwen3_moe:tiny",
     "gpt_oss:tiny",
+    "deepseek_v3:tiny",
 ]
 
 
 def decoded(
-    model: Transformer, ids: Tensor, valid: Tensor | None, steps: int, record: bool
+    model: Transformer, ids: Tensor, valid: Tensor | None, steps: int, record: bool, int8: bool = False
 ) -> tuple[list[Tensor], Cache]:
     """Logits of so many greedy steps after a prompt, recorded or each through the layers."""
     source = ids if model.encoder is not None else None
     prompt = ids[:, :1] if source is not None else ids
-    cache = model.new_cache(len(ids))
+    cache = model.new_cache(len(ids), quantize="int8" if int8 else None)
     found = []
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         if not record:
@@ -68,25 +71,51 @@ def test_recorded_steps_are_those_through_the_layers_to_the_bit(name: str, dtype
             assert torch.equal(one, other), (name, step)
 
 
+def recorded(model: Transformer, batch: int, steps: int = 20, int8: bool = False) -> None:
+    """Steps of so many texts are recorded, and to the bit those through the layers."""
+    ids = torch.randint(5, 200, (batch, 9), generator=torch.Generator().manual_seed(1))
+    again, cache = decoded(model, ids, None, steps, True, int8)
+    through, _ = decoded(model, ids, None, steps, False, int8)
+    assert cache.recordings and not cache.unrecordable, "the step was not recorded"
+    assert all(torch.equal(one, other) for one, other in zip(again, through, strict=True))
+
+
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
-def test_mixtures_in_blocks_are_recorded(quantize: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["mixtral:tiny", "deepseek_v3:tiny"])
+def test_mixtures_in_blocks_are_recorded(name: str, quantize: str, tmp_path: Path) -> None:
     """To the bit, one text and several: which experts' blocks are read is chosen anew in each step."""
-    af.build(af.families.preset("mixtral:tiny"), seed=0).save(tmp_path)
+    af.build(af.families.preset(name), seed=0).save(tmp_path)
     model = af.load(tmp_path, quantize=quantize)
     for batch in (1, 4):
-        ids = torch.randint(5, 200, (batch, 9), generator=torch.Generator().manual_seed(1))
-        again, cache = decoded(model, ids, None, 20, True)
-        through, _ = decoded(model, ids, None, 20, False)
-        assert cache.recordings and not cache.unrecordable
-        assert all(torch.equal(one, other) for one, other in zip(again, through, strict=True))
+        recorded(model, batch)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_shared_expert_with_a_gate_is_recorded(dtype: torch.dtype) -> None:
+    """As Qwen2-MoE has it: what all tokens pass through, times a sigmoid of each."""
+    described = af.families.preset("mixtral:tiny")
+    assert described.decoder is not None
+    (block,) = described.decoder.pattern
+    attention, experts = block.branches
+    gated = experts.replace(mixer=experts.mixer.replace(shared_hidden=24, shared_gate=True))
+    stack = described.decoder.replace(pattern=(block.replace(branches=(attention, gated)),))
+    model = af.build(described.replace(decoder=stack), seed=0, dtype=dtype).eval()
+    for batch in (1, 4):
+        recorded(model, batch)
+
+
+def test_latent_rows_in_8_bits_are_recorded() -> None:
+    """Attention reads them as they lie."""
+    recorded(af.build(af.families.preset("deepseek_v3:tiny"), seed=0).eval(), 2, int8=True)
 
 
 def test_a_step_that_does_more_is_not_recorded() -> None:
-    """DeepSeek chooses experts by torch's own operations: such a model runs through its layers, and says the same."""
-    model = af.build(af.families.preset("deepseek_v3:tiny"), seed=0).eval()
+    """An attention kernel in torch's own operations: such a model runs through its layers, and says the same."""
+    model = af.build(af.families.preset("llama:tiny"), seed=0).eval()
     ids = torch.randint(5, 200, (1, 6), generator=torch.Generator().manual_seed(1))
-    again, cache = decoded(model, ids, None, 8, True)
-    through, _ = decoded(model, ids, None, 8, False)
+    with kernels.use("reference"):
+        again, cache = decoded(model, ids, None, 8, True)
+        through, _ = decoded(model, ids, None, 8, False)
     assert not cache.recordings and cache.unrecordable
     assert all(torch.equal(one, other) for one, other in zip(again, through, strict=True))
 

@@ -71,6 +71,7 @@ def _grouped_experts() -> type:
     import torch.nn.functional as F
 
     from anyformer.parts.experts import Experts
+    from anyformer.parts.kernels import native
 
     class Module(Experts):
         correction: torch.nn.Parameter
@@ -81,8 +82,14 @@ def _grouped_experts() -> type:
             self.correction.requires_grad_(False)
 
         def route(self, x_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            weight = self.router.weight
+            if native.few(x_ND) and weight.dtype == x_ND.dtype and self.correction.dtype == torch.float32:
+                # Logits stay in float32, whatever they are made of.
+                logits_NE = native.heads(x_ND[:, None], weight[None], dtype=torch.float32)[:, 0]
+                how = self.correction, self.groups, self.top_groups, self.factor
+                return native.choose(logits_NE, self.top_k, self.normalize, True, *how)
             wide = torch.promote_types(x_ND.dtype, torch.float32)
-            shares_NE = F.linear(x_ND.to(wide), self.router.weight.to(wide)).sigmoid()
+            shares_NE = F.linear(x_ND.to(wide), weight.to(wide)).sigmoid()
             grouped = (shares_NE + self.correction).unflatten(-1, (self.groups, -1))
             best = grouped.topk(2, -1).values.sum(-1).topk(self.top_groups, -1).indices
             closed = torch.ones_like(grouped[..., 0], dtype=torch.bool).scatter(-1, best, False)

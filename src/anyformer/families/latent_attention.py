@@ -108,9 +108,9 @@ def _latent_attention() -> type:
     from anyformer.parts.attention import attention_mask
     from anyformer.parts.cache import LayerCache
     from anyformer.parts.context import Context
-    from anyformer.parts.kernels import Scores
-    from anyformer.parts.kernels.int8_rows import numbers
-    from anyformer.parts.linear import Linear, SideBySide, lay_side_by_side, project
+    from anyformer.parts.kernels import Scores, few, native
+    from anyformer.parts.kernels.int8_rows import Int8Rows, numbers
+    from anyformer.parts.linear import Linear, SideBySide, lay_side_by_side, matrix_of, project
     from anyformer.parts.masks import Tokens
     from anyformer.parts.norms import Norm
     from anyformer.parts.positions import rotary_angles
@@ -147,6 +147,9 @@ def _latent_attention() -> type:
             self.key = Linear(self.latent_dim, self.heads * self.key_dim, bias=False)
             self.value = Linear(self.latent_dim, self.heads * self.value_dim, bias=False)
             self.output = Linear(self.heads * self.value_dim, dim, bias=attention.bias)
+            self.widths = [
+                made.out_features for made in (self.query_latent or self.query, self.latent, self.rotary_key)
+            ]
             lay_side_by_side(self.side_by_side())
             self.angles = rotary_angles(attention.position, self.rotary_dim)
             self.mask = attention_mask("causal", None)
@@ -159,30 +162,72 @@ def _latent_attention() -> type:
             return self.mask.horizon()
 
         def forward(self, x_BTD: torch.Tensor, context: Context, cache: LayerCache | None = None) -> torch.Tensor:
-            q, latent, key = project(x_BTD, self.side_by_side())
+            whole = self.product(x_BTD)
+            q, latent, key = project(x_BTD, self.side_by_side()) if whole is None else whole.split(self.widths, -1)
             if self.query_norm is not None:
                 q = self.query(self.query_norm(q))
-            q = q.unflatten(-1, (self.heads, -1))
+            q, key = q.unflatten(-1, (self.heads, -1)), key[:, :, None]
+            plain, turned = q.split((self.key_dim, self.rotary_dim), -1)
             tables = context.rotary(self.angles, context.queries)
-            q = torch.cat((q[..., : self.key_dim], self.angles.rotate(q[..., self.key_dim :], tables)), -1)
-            row = torch.cat((self.latent_norm(latent)[:, :, None], self.angles.rotate(key[:, :, None], tables)), -1)
+            latent = self.latent_norm(latent)[:, :, None]
+            if native.few(x_BTD) and {part.dtype for part in (q, latent, key)} == {x_BTD.dtype}:
+                # Turned where they are laid together: what a product gave may be somebody else's as well.
+                q, row = native.joined(plain, turned), native.joined(latent, key)
+                for each in (q[..., self.key_dim :], row[..., self.latent_dim :]):
+                    native.rotary(each, *tables, self.angles.interleaved)
+            else:
+                q = torch.cat((plain, self.angles.rotate(turned, tables)), -1)
+                row = torch.cat((latent, self.angles.rotate(key, tables)), -1)
             (kept,), keys = context.keep(cache, row.transpose(1, 2))
-            out = self.attended(context, keys, q.transpose(1, 2), numbers(kept, row.dtype))
+            out = self.attended(context, keys, q.transpose(1, 2), kept)
             return self.output(out.transpose(1, 2).flatten(2))
 
-        def attended(self, context: Context, keys: Tokens, q: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        def prepare_step(self, context: Context, cache: LayerCache) -> None:
+            """Have the context make, before any layer runs, what the layers of a step of few tokens share."""
+            context.rotary(self.angles, context.queries)
+            few.added(context.visible(self.mask, context.plan(cache).keys), None)
+
+        def attended(
+            self, context: Context, keys: Tokens, q: torch.Tensor, rows: torch.Tensor | Int8Rows
+        ) -> torch.Tensor:
             """What each head reads [B, H, T, C'], of queries [B, H, T, C + R] over rows [B, 1, S, L + R]."""
-            scores = self.scores(context)
+            if self.brings_few(q):
+                return self.few_attended(context, keys, q.transpose(1, 2), rows).transpose(1, 2)
+            scores, rows = self.scores(context), numbers(rows, q.dtype)
             if not self.absorbs(q.shape[2], rows.shape[2]):
                 return context.attend(*self.each_head(q, rows), self.mask, keys, scores)
             plain, turned = q.split((self.key_dim, self.rotary_dim), -1)
-            make_key, make_value = (made.weight.unflatten(0, (self.heads, -1)) for made in (self.key, self.value))
+            make_key, make_value = self.matrices()
             q = torch.cat((torch.einsum("bhtc,hcl->bhtl", plain, make_key), turned), -1)
             out = context.attend(q, rows, rows, self.mask, keys, scores)[..., : self.latent_dim]
             return torch.einsum("bhtl,hcl->bhtc", out, make_value)
 
-        def each_head(self, q: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        def brings_few(self, q: torch.Tensor) -> bool:
+            """Whether native kernels bring few queries to the rows: always then, for a step that was recorded is made
+            again over more rows or fewer."""
+            if not few.pays(q) or not native.few(q[:, 0]):
+                return False
+            return all(matrix_of(made, q.dtype) is not None for made in (self.key, self.value))
+
+        def few_attended(
+            self, context: Context, keys: Tokens, q: torch.Tensor, rows: torch.Tensor | Int8Rows
+        ) -> torch.Tensor:
+            """What `attended` gives, [B, T, H, C'], of queries [B, T, H, C + R]."""
+            plain, turned = q.split((self.key_dim, self.rotary_dim), -1)
+            make_key, make_value = self.matrices()
+            q = native.joined(native.heads(plain, make_key, transposed=True), turned)
+            out = context.attend(q.transpose(1, 2), rows, rows, self.mask, keys, self.scores(context))
+            return native.heads(out.transpose(1, 2)[..., : self.latent_dim], make_value)
+
+        def matrices(self) -> tuple[torch.Tensor, torch.Tensor]:
+            """What makes each head's key [H, C, L] and value [H, C', L] of a row."""
+            return self.key.weight.unflatten(0, (self.heads, -1)), self.value.weight.unflatten(0, (self.heads, -1))
+
+        def each_head(
+            self, q: torch.Tensor, rows: torch.Tensor | Int8Rows
+        ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             """The queries, with the keys [B, H, S, C + R] and values [B, H, S, C'] that the rows stand for."""
+            rows = numbers(rows, q.dtype)
             k, v = (
                 make(rows[:, 0, :, : self.latent_dim]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
                 for make in (self.key, self.value)

@@ -5,9 +5,9 @@ that keys go to, how many keys there are and which are hidden. The first step ru
 while its native calls are noted; for the next ones only those numbers are put in place. So the layers are described
 once, in `model/block.py`, and Python's share of a token is the same for thirty of them as for one.
 
-A step that does anything else than native calls (another kernel, a hook) is not recorded, and runs as ever. Of
-mixtures those are: a router of a family's own (DeepSeek's choice by groups), an activation that the kernel has no name
-for, a shared expert with a gate. DeepSeek's attention, which joins its rows of parts, would not be recorded either.
+A step that does anything else than native calls (another kernel, a hook) is not recorded, and runs as ever. A
+mixture's does where a family of one's own has another router than those here, or an activation that the kernel has no
+name for.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from anyformer.parts.attention import Attention
 from anyformer.parts.cache import Plan
 from anyformer.parts.context import Context
 from anyformer.parts.kernels import few, native
@@ -54,7 +53,7 @@ class Recording:
             match call:
                 case loading.Rotary():
                     self.turns.append((call, turning[call.cos]))
-                case loading.Keep():
+                case loading.Keep() if call.store in horizons:
                     self.keeps.append((call, horizons[call.store]))
                 case loading.Attention() if call.k in horizons:
                     visible, bias = about
@@ -183,8 +182,8 @@ def prepare(layers: nn.ModuleList, context: Context) -> None:
             plan = context.plan(kept)
             kept.make_room(plan, cache.slots(plan.stop))
         for module in layer.children():
-            if isinstance(module, Attention):
-                module.prepare_step(context, kept)
+            if ready := getattr(module, "prepare_step", None):
+                ready(context, kept)
 
 
 def through(layers: nn.ModuleList, x: Tensor, context: Context) -> Tensor:

@@ -15,7 +15,7 @@ from anyformer.parts.context import Context
 from anyformer.parts.feedforward import FeedForward, activated
 from anyformer.parts.kernels import native
 from anyformer.parts.kernels.wide import product_dtype
-from anyformer.parts.linear import Linear, Matrix
+from anyformer.parts.linear import Linear, Matrix, matrix_of
 from anyformer.parts.quantized import QuantizedMatrices, numbers
 
 #: A product of each token with a matrix of its expert: (x, weight [E, out, in], bias [E, out] or None).
@@ -67,10 +67,19 @@ class Experts(nn.Module):
             out_ND = self.combine(x_ND, weight_NK.to(x_ND.dtype), chosen_NK)
         if self.shared_gate is not None:
             assert self.shared is not None
-            out_ND = out_ND + self.shared(x_ND, context) * self.shared_gate(x_ND).sigmoid()
+            out_ND = self.gated(self.shared(x_ND, context), x_ND, out_ND)
         elif self.shared is not None:
             out_ND = self.shared(x_ND, context, residual=out_ND)
         return out_ND.view_as(x_BTD)
+
+    def gated(self, extra_ND: Tensor, x_ND: Tensor, out_ND: Tensor) -> Tensor:
+        """What the others give, and what the shared expert makes of x, times the sigmoid of its gate."""
+        assert self.shared_gate is not None
+        if not native.few(x_ND) or (matrix := matrix_of(self.shared_gate, x_ND.dtype)) is None:
+            return out_ND + extra_ND * self.shared_gate(x_ND).sigmoid()
+        gate_N1 = native.linear(x_ND, matrix.data, matrix.format, activation="sigmoid")
+        # A row for a head, and what it is multiplied with for that head's matrix of one row.
+        return native.added(native.heads(gate_N1, extra_ND[:, None], transposed=True), out_ND)
 
     def route(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Every expert's share of each token [N, E], the weights of the chosen ones [N, K] and which they are [N, K];

@@ -15,7 +15,7 @@ from torch import Tensor
 from anyformer import spec
 from anyformer.parts.blocks import FORMATS
 from anyformer.parts.kernels.int8_rows import Int8Rows, quantized
-from anyformer.parts.kernels.native import building, calls, loading, mixtures
+from anyformer.parts.kernels.native import building, calls, headwise, loading, mixtures
 from anyformer.parts.kernels.native import many as calls_of_many
 from anyformer.parts.norms import Norm
 
@@ -50,7 +50,13 @@ def products(dtype: torch.dtype) -> None:
 
 
 def mixture(dtype: torch.dtype) -> None:
-    """Experts chosen, and what they make of few tokens, with matrices of floats or of blocks; some are nobody's."""
+    """Experts chosen, of groups too, and what they make of few tokens, with matrices of floats or of blocks; some are
+    nobody's."""
+    groups, size = random.randint(1, 6), random.randint(2, 9)
+    top_groups = random.randint(1, groups)
+    grouped = torch.randn(random.randint(1, 32), groups * size).to(dtype)
+    top_k, how = random.randint(1, top_groups * size), (random.random() < 0.5, torch.randn(groups * size))
+    mixtures.choose(grouped, top_k, True, *how, groups, top_groups, 2.5)
     experts, rows = random.randint(1, 20), random.randint(1, 32)
     top_k, gated, biased = random.randint(1, experts), random.random() < 0.7, random.random() < 0.5
     _, weight, chosen = mixtures.choose(torch.randn(rows, experts).to(dtype), top_k, random.random() < 0.5)
@@ -83,7 +89,7 @@ def attention(dtype: torch.dtype) -> None:
 
 
 def heads(dtype: torch.dtype) -> None:
-    """Turned, normed, and kept in their slots: as they are, and in 8 bits."""
+    """Turned, normed, multiplied, and kept in their slots: as they are, and in 8 bits."""
     B, H, T, C = (random.randint(1, most) for most in (2, 6, 4, 140))
     x = torch.randn(B, T, H, C).to(dtype)
     dim = random.randint(0, C // 2) * 2
@@ -93,6 +99,9 @@ def heads(dtype: torch.dtype) -> None:
     if (found := norm(C, dtype)) is not None:
         calls.normed(x[:, :, 1:] if H > 1 else x, found)
         calls.normed(x, found, torch.randn(x.shape).to(dtype))
+    out = random.randint(1, 140)
+    for transposed, shape in ((True, (H, C, out)), (False, (H, out, C))):
+        headwise.heads(x, torch.randn(shape).to(dtype), transposed, random.choice(list(loading.TYPES)))
     x = x.transpose(1, 2)
     for store in (torch.zeros(B, H, T + 2, C, dtype=dtype), quantized(torch.zeros(B, H, T + 2, C))):
         calls.keep(x, store, None, 2)

@@ -226,10 +226,46 @@ def test_the_chosen_are_the_best_of_a_softmax(
 def test_experts_are_chosen_of_logits_that_are_no_numbers(strange: float) -> None:
     """Whatever the logits, `top_k` different experts, whose matrices may be read; their weights are no numbers."""
     for logits in (torch.full((1, 20), strange), torch.randn(1, 20).index_fill(1, torch.tensor([7]), strange)):
+        grouped = native.choose(logits, 5, True, True, torch.randn(20), 5, 2)
+        torch.testing.assert_close(grouped[0], logits.sigmoid(), equal_nan=True)
+        assert len({e // 4 for e in grouped[2][0].tolist()}) <= 2 and len(set(grouped[2][0].tolist())) == 5
         shares, weight, chosen = native.choose(logits, 5, True)
         assert len(set(chosen[0].tolist())) == 5 and set(chosen[0].tolist()) <= set(range(20))
         torch.testing.assert_close(shares, logits.softmax(-1), equal_nan=True)
         assert weight.isnan().all() == shares.isnan().all()
+
+
+@settings(max_examples=40)
+@given(
+    rows=st.integers(1, 5),
+    groups=st.integers(1, 5),
+    size=st.integers(2, 6),
+    normalize=st.booleans(),
+    sigmoid=st.booleans(),
+    dtype=st.sampled_from(DTYPES),
+    data=st.data(),
+)
+def test_experts_are_chosen_of_the_best_groups(
+    rows: int, groups: int, size: int, normalize: bool, sigmoid: bool, dtype: torch.dtype, data: st.DataObject
+) -> None:
+    """Row by row: the best groups by their two best corrected shares, the best experts of those, weighted by their
+    shares without the correction, times a factor."""
+    torch.manual_seed(data.draw(st.integers(0, 9)))
+    top_groups = data.draw(st.integers(1, groups))
+    top_k = data.draw(st.integers(1, top_groups * size))
+    logits, correction = torch.randn(rows, groups * size).to(dtype), torch.randn(groups * size)
+    shares, weight, chosen = native.choose(
+        logits, top_k, normalize, sigmoid, correction, groups, top_groups, factor=2.5
+    )
+    near(shares, logits.double().sigmoid() if sigmoid else logits.double().softmax(-1), torch.float32)
+    for row in range(rows):
+        scores = (shares[row] + correction).tolist()
+        of = [scores[g * size : (g + 1) * size] for g in range(groups)]
+        open_ = sorted(range(groups), key=lambda g: -sum(sorted(of[g])[-2:]))[:top_groups]
+        best = sorted((e for e in range(groups * size) if e // size in open_), key=lambda e: -scores[e])[:top_k]
+        assert chosen[row].tolist() == best
+        wanted = shares[row, best].double()
+        near(weight[row], 2.5 * (wanted / wanted.sum() if normalize else wanted), torch.float32)
 
 
 def clamped(gate: Tensor, up: Tensor) -> Tensor:
@@ -298,7 +334,7 @@ def test_torch_sees_them_as_operators() -> None:
         assert found.shape == (2, 3)
         q, k = mode.from_tensor(torch.randn(1, 4, 1, 8)), mode.from_tensor(torch.randn(1, 2, 5, 8))
         assert native.attention(q, k, k, None, None, 1.0, None).shape == (1, 4, 1, 8)
-    arguments = torch.randn(2, 8), 3, True
+    arguments = torch.randn(2, 8), 3, True, True, torch.randn(8), 4, 2, 2.5
     torch.library.opcheck(torch.ops.anyformer.choose.default, arguments)
     _, weight, chosen = native.choose(*arguments)
     arguments = x, weight, chosen, [torch.randn(8, 5, 8), torch.randn(8, 8, 5)], [0, 0], [None, None], "silu", 0.0, 0.0

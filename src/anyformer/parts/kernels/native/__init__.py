@@ -7,6 +7,8 @@
     added       residual + x
     choose      each token's experts, of a router's logits
     experts     the weighted sum of what a token's experts make of it
+    heads       few rows' heads, each times a matrix of its own
+    joined      heads' channels one after the other
     keep        new keys and values into their slots of a cache
     expand      a matrix in blocks as numbers, for products of many rows
     spans       many queries, each over one span of the keys, and the gradients
@@ -14,7 +16,8 @@
                 what stands between the products of many rows, and the gradients
 
 They are compiled when the package is installed (`building.py`). Where there was no compiler everything runs on plain
-torch, and `library` says so once. torch sees them as its own operators (`calls.py`, `mixtures.py`, `many.py`).
+torch, and `library` says so once. torch sees them as its own operators (`calls.py`, `headwise.py`, `mixtures.py`,
+`many.py`).
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from anyformer.parts.kernels.native.calls import (
     rotary,
     strides_of,
 )
+from anyformer.parts.kernels.native.headwise import heads, joined
 from anyformer.parts.kernels.native.loading import KEPT, TYPES, library, narrow_pays
 from anyformer.parts.kernels.native.many import (
     activated_rows,
@@ -78,6 +82,8 @@ __all__ = [
     "experts",
     "few",
     "fits",
+    "heads",
+    "joined",
     "keep",
     "library",
     "linear",

@@ -27,6 +27,7 @@ KERNELS = (
     "products.cpp",
     "linear.cpp",
     "experts.cpp",
+    "heads.cpp",
     "attention.cpp",
     "rotary.cpp",
     "stream.cpp",

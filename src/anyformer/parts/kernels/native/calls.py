@@ -150,7 +150,7 @@ def _fake_attention(q: Tensor, k: Any, v: Any, V: int, a: Any, sinks: Any, scale
 
 
 def _rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
-    B, T, heads, C = x.shape
+    B, T, heads, _ = x.shape
     dim = cos.shape[-1]
     call = native.Rotary(
         x.data_ptr(),
@@ -159,7 +159,7 @@ def _rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
         B,
         T,
         heads,
-        C,
+        x.stride(2),
         dim,
         x.stride()[:2],
         0 if len(cos) == 1 else cos.stride(0),
@@ -326,7 +326,8 @@ def attention(
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
-    """Turn heads x [B, T, heads, C] in place by the tables [B or 1, T, 1, dim] of their positions."""
+    """Turn heads x [B, T, heads, C], which may be a view, in place by the tables [B or 1, T, 1, dim] of their
+    positions."""
     _run_rotary(x, cos, sin, interleaved)
 
 

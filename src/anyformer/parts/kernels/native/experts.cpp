@@ -9,39 +9,75 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numeric>
 #include <vector>
 
 namespace ISA {
 
+namespace {
+
+void softmax(std::vector<float>& logits, int64_t count, float* shares) {
+    std::fill(logits.begin() + count, logits.end(), -INFINITY);
+    const float most = *std::max_element(logits.begin(), logits.end());
+    float total = 0;
+    for (int64_t e = 0; e < count; e += LANES) {
+        const Vec grown = exp(read<Vec>(logits.data() + e) - most);
+        total += sum(grown);
+        std::memcpy(shares + e, &grown, 4 * std::min<int64_t>(LANES, count - e));
+    }
+    for (int64_t e = 0; e < count; e++) shares[e] /= total;
+}
+
+// The places of the best `count` scores, the best first, of those that are alike the first.
+std::vector<int64_t> best(std::vector<float>& scores, int64_t count) {
+    // What is no number is less than none, as in torch, and has its place in the order.
+    for (float& score : scores) score = score == score ? score : INFINITY;
+    std::vector<int64_t> order(scores.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::partial_sort(order.begin(), order.begin() + count, order.end(), [&](int64_t a, int64_t b) {
+        return scores[a] > scores[b] || (scores[a] == scores[b] && a < b);
+    });
+    order.resize(count);
+    return order;
+}
+
+// The scores, but for those of experts outside of the best groups.
+std::vector<float> of_best_groups(const std::vector<float>& scores, int64_t groups, int64_t top_groups) {
+    const int64_t size = int64_t(scores.size()) / groups;
+    std::vector<float> together(groups), open(scores.size(), -INFINITY);
+    for (int64_t g = 0; g < groups; g++) {
+        float two[2] = {};
+        const auto first = scores.begin() + g * size;
+        std::partial_sort_copy(first, first + size, two, two + 2, std::greater<float>());
+        together[g] = two[0] + two[1];
+    }
+    for (const int64_t g : best(together, top_groups))
+        std::copy_n(scores.begin() + g * size, size, open.begin() + g * size);
+    return open;
+}
+
+}  // namespace
+
 void choose(const Choose& it) {
-    std::vector<float> logits((it.experts + LANES - 1) / LANES * LANES);
-    std::vector<int64_t> order(it.experts);
+    std::vector<float> logits((it.experts + LANES - 1) / LANES * LANES), scores(it.experts);
     for (int64_t row = 0; row < it.rows; row++) {
         float* shares = it.shares + row * it.experts;
-        int64_t* chosen = it.chosen + row * it.top_k;
         float* weight = it.weight + row * it.top_k;
-        std::fill(logits.begin(), logits.end(), -INFINITY);
         for (int64_t e = 0; e < it.experts; e++) logits[e] = number(it.logits, row * it.experts + e, it.type);
-        const float most = *std::max_element(logits.begin(), logits.end());
-        float total = 0;
-        for (int64_t e = 0; e < it.experts; e += LANES) {
-            const Vec grown = exp(read<Vec>(logits.data() + e) - most);
-            total += sum(grown);
-            std::memcpy(shares + e, &grown, 4 * std::min<int64_t>(LANES, it.experts - e));
+        if (it.sigmoid) {
+            std::copy_n(logits.begin(), it.experts, shares);
+            activate(shares, it.experts, SIGMOID);
+        } else {
+            softmax(logits, it.experts, shares);
         }
-        for (int64_t e = 0; e < it.experts; e++) shares[e] /= total;
-        // Shares are numbers all or none of them, and none are alike.
-        std::iota(order.begin(), order.end(), 0);
-        std::partial_sort(order.begin(), order.begin() + it.top_k, order.end(), [&](int64_t a, int64_t b) {
-            return shares[a] > shares[b] || (shares[a] == shares[b] && a < b);
-        });
-        float kept = 0;
-        for (int64_t k = 0; k < it.top_k; k++) {
-            chosen[k] = order[k];
-            kept += weight[k] = shares[order[k]];
-        }
-        for (int64_t k = 0; it.normalize && k < it.top_k; k++) weight[k] /= kept;
+        for (int64_t e = 0; e < it.experts; e++) scores[e] = shares[e] + (it.correction ? it.correction[e] : 0);
+        if (it.top_groups < it.groups) scores = of_best_groups(scores, it.groups, it.top_groups);
+        const std::vector<int64_t> chosen = best(scores, it.top_k);
+        std::copy(chosen.begin(), chosen.end(), it.chosen + row * it.top_k);
+        float total = 1e-20f;  // sigmoids may all be nought
+        for (int64_t k = 0; k < it.top_k; k++) total += weight[k] = shares[chosen[k]];
+        for (int64_t k = 0; k < it.top_k; k++) weight[k] = it.factor * (it.normalize ? weight[k] / total : weight[k]);
     }
 }
 

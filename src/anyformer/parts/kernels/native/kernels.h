@@ -44,7 +44,7 @@ struct Rotary {
     void* x;           // first head of the first token
     const float* cos;  // [B or 1, T, dim], and the sine with its sign, as `RotaryAngles.tables` gives them
     const float* sin;
-    int64_t B, T, heads, C, dim;
+    int64_t B, T, heads, C, dim;  // heads lie C apart
     int64_t x_strides[2], table_stride;
     int32_t type, interleaved;
 };
@@ -79,14 +79,18 @@ struct Expand {
     int32_t format, threads;
 };
 
-// The experts of each row: shares are a softmax of the logits, the best count, the first of those that are alike.
+// The experts of each row: shares are a softmax of the logits, or sigmoids; the best are chosen, the first of those that
+// are alike. A correction counts in the choice alone, and of `groups` of experts only the `top_groups` stay whose two
+// best are the best together.
 struct Choose {
-    const void* logits;  // [rows, experts]
-    float* shares;       // [rows, experts]
-    float* weight;       // [rows, top_k], the largest first
-    int64_t* chosen;     // [rows, top_k]
-    int64_t rows, experts, top_k;
-    int32_t type, normalize;  // normalize: weights are made to sum to one
+    const void* logits;       // [rows, experts]
+    const float* correction;  // [experts] or null
+    float* shares;            // [rows, experts]
+    float* weight;            // [rows, top_k], the best first; `factor` times a share
+    int64_t* chosen;          // [rows, top_k]
+    int64_t rows, experts, top_k, groups, top_groups;
+    int32_t type, sigmoid, normalize;  // normalize: shares of the chosen are made to sum to one
+    float factor;
 };
 
 // y = Σ_k weight · expert_k(x) of few rows, an expert being down(act(gate(x)) · up(x)), or down(act(up(x))). CLAMPED, of
@@ -101,6 +105,15 @@ struct Experts {
     int64_t rows, top_k, experts, width, hidden;
     int32_t type, gate_format, up_format, down_format, activation, threads;
     float limit, gain;
+};
+
+// y = W x of each head of few rows, or Wᵀ x, each with a matrix of its own.
+struct Heads {
+    const void* x;       // [rows, heads, in]
+    const void* weight;  // [heads, out, in]; transposed, [heads, in, out]
+    void* y;             // [rows, heads, out], of the type `made`
+    int64_t rows, heads, in, out, x_stride, head_stride;
+    int32_t type, made, transposed, threads;
 };
 
 // softmax(scale · q kᵀ) v of many queries, each over one span of the keys; with d_y, its gradients. All in float32.
@@ -147,7 +160,7 @@ struct ActivatedRows {
     int32_t type, activation, threads;
 };
 
-enum Kind : int32_t { LINEAR, ATTENTION, ROTARY, NORMED, KEEP, EXPAND, CHOOSE, EXPERTS };
+enum Kind : int32_t { LINEAR, ATTENTION, ROTARY, NORMED, KEEP, EXPAND, CHOOSE, EXPERTS, HEADS };
 
 // A call that can be made again.
 struct Call {
@@ -165,6 +178,7 @@ struct Kernels {
     void (*expand)(const Expand&);
     void (*choose)(const Choose&);
     void (*experts)(const Experts&);
+    void (*heads)(const Heads&);
     void (*spans)(const Spans&);
     void (*norm_rows)(const NormRows&);
     void (*activated_rows)(const ActivatedRows&);

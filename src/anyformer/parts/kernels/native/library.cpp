@@ -105,6 +105,7 @@ EXPORT int anyformer_keep(const Keep* it) { return run(kernels().keep, it); }
 EXPORT int anyformer_expand(const Expand* it) { return run(kernels().expand, it); }
 EXPORT int anyformer_choose(const Choose* it) { return run(kernels().choose, it); }
 EXPORT int anyformer_experts(const Experts* it) { return run(kernels().experts, it); }
+EXPORT int anyformer_heads(const Heads* it) { return run(kernels().heads, it); }
 EXPORT int anyformer_spans(const Spans* it) { return run(kernels().spans, it); }
 EXPORT int anyformer_norm_rows(const NormRows* it) { return run(kernels().norm_rows, it); }
 EXPORT int anyformer_activated_rows(const ActivatedRows* it) { return run(kernels().activated_rows, it); }
@@ -122,6 +123,7 @@ EXPORT int anyformer_replay(const Call* calls, int64_t count) {
             case EXPAND: code = anyformer_expand(static_cast<const Expand*>(calls[i].it)); break;
             case CHOOSE: code = anyformer_choose(static_cast<const Choose*>(calls[i].it)); break;
             case EXPERTS: code = anyformer_experts(static_cast<const Experts*>(calls[i].it)); break;
+            case HEADS: code = anyformer_heads(static_cast<const Heads*>(calls[i].it)); break;
         }
         if (code) return code;
     }

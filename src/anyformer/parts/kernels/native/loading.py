@@ -106,9 +106,10 @@ class Choose(ctypes.Structure):
     function = "anyformer_choose"
 
     _fields_ = (
-        *((name, _POINTER) for name in ("logits", "shares", "weight", "chosen")),
-        *((name, _I64) for name in ("rows", "experts", "top_k")),
-        *((name, _I32) for name in ("type", "normalize")),
+        *((name, _POINTER) for name in ("logits", "correction", "shares", "weight", "chosen")),
+        *((name, _I64) for name in ("rows", "experts", "top_k", "groups", "top_groups")),
+        *((name, _I32) for name in ("type", "sigmoid", "normalize")),
+        ("factor", _F32),
     )
 
 
@@ -123,6 +124,18 @@ class Experts(ctypes.Structure):
         *((name, _I64) for name in ("rows", "top_k", "experts", "width", "hidden")),
         *((name, _I32) for name in ("type", "gate_format", "up_format", "down_format", "activation", "threads")),
         *((name, _F32) for name in ("limit", "gain")),
+    )
+
+
+class Heads(ctypes.Structure):
+    """`struct Heads` of kernels.h."""
+
+    function = "anyformer_heads"
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("x", "weight", "y")),
+        *((name, _I64) for name in ("rows", "heads", "inputs", "outputs", "x_stride", "head_stride")),
+        *((name, _I32) for name in ("type", "made", "transposed", "threads")),
     )
 
 
@@ -181,6 +194,7 @@ STRUCTURES: tuple[type[ctypes.Structure], ...] = (
     Expand,
     Choose,
     Experts,
+    Heads,
 )
 #: Of those for many rows.
 OF_MANY_ROWS: tuple[type[ctypes.Structure], ...] = (Spans, NormRows, ActivatedRows)

@@ -12,25 +12,39 @@ from anyformer.parts.kernels.native import loading as native
 from anyformer.parts.kernels.native.calls import _address, _make, _operator
 
 
-def _choose(logits: Tensor, top_k: int, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
-    shares, weight, chosen = _fake_choose(logits, top_k, normalize)
+def _choose(
+    logits: Tensor,
+    top_k: int,
+    normalize: bool,
+    sigmoid: bool,
+    correction: Tensor | None,
+    groups: int,
+    top_groups: int,
+    factor: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    shares, weight, chosen = _fake_choose(logits, top_k)
     rows, experts = logits.shape
     call = native.Choose(
         logits.data_ptr(),
+        _address(correction),
         shares.data_ptr(),
         weight.data_ptr(),
         chosen.data_ptr(),
         rows,
         experts,
         top_k,
+        groups,
+        top_groups,
         native.TYPES[logits.dtype],
+        sigmoid,
         normalize,
+        factor,
     )
-    _make(call, logits, shares, weight, chosen)
+    _make(call, logits, correction, shares, weight, chosen)
     return shares, weight, chosen
 
 
-def _fake_choose(logits: Tensor, top_k: int, normalize: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_choose(logits: Tensor, top_k: int, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     each = (len(logits), top_k)
     return (
         logits.new_empty(logits.shape, dtype=torch.float32),
@@ -89,7 +103,10 @@ def _fake_experts(x: Tensor, w: Any, c: Any, m: Any, f: Any, b: Any, a: Any, lim
 
 
 _run_choose = _operator(
-    "choose(Tensor logits, int top_k, bool normalize) -> (Tensor, Tensor, Tensor)", _choose, _fake_choose
+    "choose(Tensor logits, int top_k, bool normalize, bool sigmoid, Tensor? correction, int groups, int top_groups, "
+    "float factor) -> (Tensor, Tensor, Tensor)",
+    _choose,
+    _fake_choose,
 )
 _run_experts = _operator(
     "experts(Tensor x, Tensor weight, Tensor chosen, Tensor[] matrices, int[] formats, Tensor?[] biases, "
@@ -99,13 +116,25 @@ _run_experts = _operator(
 )
 
 
-def choose(logits: Tensor, top_k: int, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a router's logits [N, E] every expert's share, their softmax in float32 [N, E]; the weights [N, K] of the best
-    `top_k`, the largest first, of those that are alike the first, float32; and which they are [N, K].
+def choose(
+    logits: Tensor,
+    top_k: int,
+    normalize: bool,
+    sigmoid: bool = False,
+    correction: Tensor | None = None,
+    groups: int = 1,
+    top_groups: int = 1,
+    factor: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a router's logits [N, E] every expert's share, their softmax or sigmoids in float32 [N, E]; the weights [N, K]
+    of the best `top_k`, the best first, of those that are alike the first, float32; and which they are [N, K].
 
-    normalize  weights are made to sum to one
+    normalize   weights are made to sum to one, before all are multiplied by `factor`
+    correction  float32 [E], added to the shares in the choice alone
+    groups      experts that stand side by side; only those of the `top_groups` are chosen from whose two best are the
+                best together
     """
-    return _run_choose(logits.contiguous(), top_k, normalize)
+    return _run_choose(logits.contiguous(), top_k, normalize, sigmoid, correction, groups, top_groups, factor)
 
 
 def experts(
