@@ -52,7 +52,7 @@ def test_config_of_a_published_file() -> None:
     )
     settings = Settings.of(generation)
     assert (settings.start, settings.eos, settings.pad) == (58100, (0,), 58100)
-    assert (settings.forced_eos, settings.banned) == ((0,), ((58100,),))
+    assert (settings.forced_eos, settings.bad_words) == ((0,), ((58100,),))
 
 
 @pytest.mark.parametrize(
