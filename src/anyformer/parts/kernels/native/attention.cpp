@@ -39,7 +39,7 @@ struct BFloats {
     static constexpr int64_t SIZE = 2;
     static constexpr bool INTERLEAVED = true;
     static void read(const char* from, Vec (&to)[2]) {
-        read_bf16(reinterpret_cast<const uint16_t*>(from), to[0], to[1]);
+        for (int odd = 0; odd < 2; odd++) to[odd] = half_of_bf16(reinterpret_cast<const uint16_t*>(from), odd);
     }
     static void scale(const char*, int64_t, int64_t, Vec (&)[2]) {}
 };
@@ -60,21 +60,13 @@ struct Int8s {
 
 // PAIR channels in their order as Kept has them, and back.
 template <class Kept> inline void lay(const float* plain, float* to) {
-    if (!Kept::INTERLEAVED) std::memcpy(to, plain, 4 * PAIR);
-    else
-        for (int i = 0; i < LANES; i++) {
-            to[i] = plain[2 * i];
-            to[LANES + i] = plain[2 * i + 1];
-        }
+    if (Kept::INTERLEAVED) take_apart(plain, to);
+    else std::memcpy(to, plain, 4 * PAIR);
 }
 
 template <class Kept> inline void bring_back(const float* laid, float* to) {
-    if (!Kept::INTERLEAVED) std::memcpy(to, laid, 4 * PAIR);
-    else
-        for (int i = 0; i < LANES; i++) {
-            to[2 * i] = laid[i];
-            to[2 * i + 1] = laid[LANES + i];
-        }
+    if (Kept::INTERLEAVED) put_together(laid, to);
+    else std::memcpy(to, laid, 4 * PAIR);
 }
 
 // The channels of a row from `first` on, zeros past its end.

@@ -46,6 +46,10 @@ template <int C> void add(const Heads& it, const float* x, int64_t at, float* su
                 sums[r * it.out + o] += x[r * it.in + c] * number(it.weight, at + c * it.out + o, it.type);
 }
 
+void put_row(void* to, int64_t at, const float* sums, int64_t count, int type) {
+    for (int64_t o = 0; o < count; o += LANES) put_some(to, at + o, some(sums + o, count - o), count - o, type);
+}
+
 // Threads share the heads.
 void transposed(const Heads& it, int threads) {
     const std::vector<float> x = floats(it);
@@ -58,8 +62,7 @@ void transposed(const Heads& it, int threads) {
             for (; c + STEP <= it.in; c += STEP) add<STEP>(it, own + c, (h * it.in + c) * it.out, sums.data());
             for (; c < it.in; c++) add<1>(it, own + c, (h * it.in + c) * it.out, sums.data());
             for (int64_t r = 0; r < it.rows; r++)
-                for (int64_t o = 0; o < it.out; o++)
-                    put(it.y, (r * it.heads + h) * it.out + o, sums[r * it.out + o], it.made);
+                put_row(it.y, (r * it.heads + h) * it.out, &sums[r * it.out], it.out, it.made);
         }
     });
 }
@@ -77,8 +80,7 @@ void plain(const Heads& it, int threads) {
             const Stretch w{std::max<int64_t>(first - h * it.out, 0), std::min(last - h * it.out, it.out)};
             inputs->multiply(matrix, {h * it.rows, (h + 1) * it.rows}, w, sums.data(), it.out);
             for (int64_t r = 0; r < it.rows; r++)
-                for (int64_t o = w.first; o < w.last; o++)
-                    put(it.y, (r * it.heads + h) * it.out + o, sums[r * it.out + o - w.first], it.made);
+                put_row(it.y, (r * it.heads + h) * it.out + w.first, &sums[r * it.out], w.last - w.first, it.made);
         }
     });
 }

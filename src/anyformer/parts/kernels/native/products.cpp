@@ -28,13 +28,9 @@ struct Float32 {
 struct Bfloat16 {
     static constexpr int64_t bytes(int64_t n) { return 2 * n; }
     static Vec read(const char* row, int64_t c, int half) {
-        const Bits pairs = ISA::read<Bits>(row + 2 * c);
-        return (Vec)(half ? pairs & 0xffff0000u : pairs << 16);
+        return half_of_bf16(reinterpret_cast<const uint16_t*>(row) + c, half);
     }
-    static void arrange(const float* step, float* to) {
-        for (int i = 0; i < LANES; i++) to[i] = step[2 * i];
-        for (int i = 0; i < LANES; i++) to[LANES + i] = step[2 * i + 1];
-    }
+    static void arrange(const float* step, float* to) { take_apart(step, to); }
 };
 
 // A step of a row of x; aligned, for a vector that lies across two lines of the cache is read as two.

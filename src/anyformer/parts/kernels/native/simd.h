@@ -149,11 +149,23 @@ inline float f16(uint16_t h) {
     return y;
 }
 
-// Of 2 · LANES numbers in bfloat16, those at even places and those at odd ones: a shift and a mask, no shuffle.
-inline void read_bf16(const uint16_t* from, Vec& even, Vec& odd) {
-    Bits pairs = read<Bits>(from);
-    even = (Vec)(pairs << 16);
-    odd = (Vec)(pairs & 0xffff0000u);
+// Of 2 · LANES numbers in bfloat16, those at even places or those at odd ones: a shift or a mask, no shuffle.
+inline Vec half_of_bf16(const uint16_t* from, int odd) {
+    const Bits pairs = read<Bits>(from);
+    return (Vec)(odd ? pairs & 0xffff0000u : pairs << 16);
+}
+
+// The same of 2 · LANES floats, to meet those; and back.
+inline void take_apart(const float* plain, float* halves) {
+    for (int i = 0; i < LANES; i++) halves[i] = plain[2 * i];
+    for (int i = 0; i < LANES; i++) halves[LANES + i] = plain[2 * i + 1];
+}
+
+inline void put_together(const float* halves, float* plain) {
+    for (int i = 0; i < LANES; i++) {
+        plain[2 * i] = halves[i];
+        plain[2 * i + 1] = halves[LANES + i];
+    }
 }
 
 // LANES numbers of either type an input may have, in their order.

@@ -15,9 +15,11 @@ void normed(const Normed& it) {
     std::vector<float> row(it.width);
     for (int64_t r = 0; r < it.rows; r++) {
         normalize(norm, r / it.heads * it.x_stride + r % it.heads * it.head_stride, row.data());
-        for (int64_t c = 0; c < it.width; c++) {
-            const int64_t at = r * it.width + c;
-            put(it.y, at, it.residual ? number(it.residual, at, it.type) + row[c] : row[c], it.type);
+        for (int64_t c = 0; c < it.width; c += LANES) {
+            const int64_t at = r * it.width + c, left = it.width - c;
+            Vec value = some(row.data() + c, left);
+            if (it.residual) value += some(it.residual, at, left, it.type);
+            put_some(it.y, at, value, left, it.type);
         }
     }
 }
